@@ -1,0 +1,204 @@
+// Jwks-server makes RSA keys that live an hour, publishes their public halves as a
+// JWK Set (RFC 7517) at /.well-known/jwks.json and issues RS256 JSON Web Tokens
+// (RFC 7519) at /auth.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// drain is how long a stopping server waits for the requests in flight.
+const drain = 10 * time.Second
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	os.Exit(exitCode(run(ctx, os.Args[1:], os.Stderr)))
+}
+
+// exitCode prints why the server could not do its work, on one line, and returns
+// what the process ends with.
+func exitCode(err error) int {
+	var usage usageError
+	switch {
+	case err == nil, errors.Is(err, flag.ErrHelp):
+		return 0
+	case errors.As(err, &usage):
+		fmt.Fprintf(os.Stderr, "jwks-server: %s; -h lists the flags\n", oneLine(err))
+		return 2
+	default:
+		fmt.Fprintf(os.Stderr, "jwks-server: %s\n", oneLine(err))
+		return 1
+	}
+}
+
+// run serves until ctx ends, and then until the requests in flight are answered.
+func run(ctx context.Context, args []string, stderr io.Writer) error {
+	cfg, err := parseFlags(args, stderr)
+	if err != nil {
+		return err
+	}
+	log := log.New(stderr, "", log.LstdFlags|log.LUTC)
+	if dir, err := filepath.Abs(cfg.dir); cfg.dir != "" && err == nil {
+		log.Printf("keys are in %s", dir)
+	} else {
+		log.Print("keys are in memory only: after a restart the tokens of today cannot be verified")
+	}
+	keys, err := openKeystore(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", cfg.addr)
+	if err != nil {
+		return fmt.Errorf("cannot listen on %s: %w; choose another address with -addr", cfg.addr, err)
+	}
+	base := baseURL(listener.Addr())
+	if cfg.issuer == "" {
+		cfg.issuer = base
+	}
+	server := &http.Server{
+		Handler:           newHandler(cfg, keys, log),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      15 * time.Second,
+		IdleTimeout:       60 * time.Second,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          log,
+	}
+
+	// One P more than signing uses: one is then always free to poll the network,
+	// which the scheduler otherwise does every 10 ms while all of them compute.
+	cores := runtime.GOMAXPROCS(0)
+	runtime.GOMAXPROCS(cores + 1)
+	defer runtime.GOMAXPROCS(cores)
+
+	kept := make(chan struct{})
+	go func() { keys.keep(ctx); close(kept) }()
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+
+	log.Printf("listening on %s, issuer %s", listener.Addr(), cfg.issuer)
+	log.Printf("JWK Set: %s/.well-known/jwks.json", base)
+	log.Printf("tokens: curl -X POST %s/auth", base)
+
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	log.Printf("stopping: requests in flight have %s; another signal ends them at once", drain)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
+	defer cancel()
+	if err := server.Shutdown(ctx); err != nil {
+		log.Printf("gave up waiting for requests in flight: %v", err)
+	}
+	select {
+	case <-kept:
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+// A config is what the flags say.
+type config struct {
+	addr, dir                      string
+	bits                           int
+	keyTTL, tokenTTL, publishAhead time.Duration
+	issuer, audience               string
+	verbose                        bool
+}
+
+// overlap is how long before its expiry a key stops signing: a token's life, and
+// half of one more for verifiers whose clocks differ.
+func (c config) overlap() time.Duration { return c.tokenTTL + c.tokenTTL/2 }
+
+// maxAge is how long a cache may keep the JWK Set: a small part of the time for
+// which a key is published before it signs.
+func (c config) maxAge() time.Duration {
+	return min(max(c.publishAhead/24, time.Second), 5*time.Minute)
+}
+
+// A usageError is a fault in the flags.
+type usageError struct{ error }
+
+func parseFlags(args []string, stderr io.Writer) (config, error) {
+	var c config
+	flags := flag.NewFlagSet("jwks-server", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	flags.StringVar(&c.addr, "addr", "127.0.0.1:8080", "`host:port` to listen on; port 0 picks a free one")
+	flags.StringVar(&c.dir, "keys", "keys", "`directory` of the private keys; an empty name keeps them in memory only")
+	flags.DurationVar(&c.keyTTL, "key-ttl", time.Hour, "how long a key lives once it may sign")
+	flags.IntVar(&c.bits, "key-bits", 2048, "size of a new RSA key: 2048, 3072 or 4096 `bits`")
+	flags.DurationVar(&c.tokenTTL, "token-ttl", 10*time.Minute, "how long a token lives")
+	flags.DurationVar(&c.publishAhead, "publish-ahead", 2*time.Hour, "how long a key is published before it signs: longer than any verifier caches")
+	flags.StringVar(&c.issuer, "issuer", "", "`URL` in iss; by default that of the address listened on")
+	flags.StringVar(&c.audience, "audience", "", "`name` in aud; by default there is no aud")
+	flags.BoolVar(&c.verbose, "v", false, "log each request")
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		flags.SetOutput(stderr)
+		flags.PrintDefaults()
+		return c, err
+	} else if err != nil {
+		return c, usageError{err}
+	}
+	if flags.NArg() > 0 {
+		return c, usageError{fmt.Errorf("%q is no flag", flags.Arg(0))}
+	}
+	if err := c.check(); err != nil {
+		return c, usageError{err}
+	}
+	return c, nil
+}
+
+// check refuses what would hurt a verifier.
+func (c config) check() error {
+	signs := c.keyTTL - c.overlap()
+	switch {
+	case c.tokenTTL < time.Second:
+		return fmt.Errorf("-token-ttl %s is too short: a token has to live for 1s at least", c.tokenTTL)
+	case c.keyTTL/2 < c.tokenTTL:
+		return fmt.Errorf("-key-ttl %s is too short: a key has to live for twice a token's -token-ttl %s at least", c.keyTTL, c.tokenTTL)
+	case c.publishAhead < time.Second:
+		return fmt.Errorf("-publish-ahead %s is too short: a key has to be known for 1s at least before it signs", c.publishAhead)
+	case c.publishAhead/100 > signs:
+		return fmt.Errorf("-publish-ahead %s is too long: a key signs for %s, and 100 of them are the most to be published", c.publishAhead, signs)
+	case c.bits != 2048 && c.bits != 3072 && c.bits != 4096:
+		return fmt.Errorf("-key-bits %d is not supported: use 2048, 3072 or 4096", c.bits)
+	}
+	if c.issuer == "" {
+		return nil
+	}
+	u, err := url.Parse(c.issuer)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil ||
+		strings.ContainsAny(c.issuer, "?#") || strings.HasSuffix(c.issuer, "/") {
+		return fmt.Errorf("-issuer %q is no issuer: it has to be an http or https URL without query, fragment and slash at its end", c.issuer)
+	}
+	return nil
+}
+
+// baseURL is where a client on this machine reaches addr.
+func baseURL(addr net.Addr) string {
+	host, port, _ := net.SplitHostPort(addr.String())
+	if ip := net.ParseIP(host); ip.IsUnspecified() {
+		host = "localhost"
+	}
+	return "http://" + net.JoinHostPort(host, port)
+}
+
+// oneLine is err in one line, however many errors it joins.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
