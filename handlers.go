@@ -2,10 +2,13 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/subtle"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +19,8 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -28,196 +33,240 @@ const (
 	past    = time.Hour // how long ago an expired token expired: leeways reach five minutes
 )
 
-// A server answers HTTP requests with what its keystore holds.
+// A server answers requests with what its keystore holds.
 type server struct {
 	config
-	keys *keystore
-	log  *log.Logger
+	keys    *keystore
+	clients map[string]client // those that may have tokens; nil means anybody
+	grants  []string          // the grant types of the token endpoint
+	log     *log.Logger
 }
 
 // newHandler returns the routes of the server, all of them.
-func newHandler(cfg config, keys *keystore, log *log.Logger) http.Handler {
-	s := &server{cfg, keys, log}
-	mux := http.NewServeMux()
-	for _, route := range []struct {
-		method, path string
-		handle       http.HandlerFunc
-	}{
-		{"GET", "/{$}", s.root},
-		{"GET", "/.well-known/jwks.json", s.jwks},
-		{"POST", "/auth", s.auth},
-	} {
-		mux.HandleFunc(route.method+" "+route.path, route.handle)
-		mux.HandleFunc(route.path, s.otherMethod(route.method))
+func newHandler(cfg config, keys *keystore, clients map[string]client, log *log.Logger) http.Handler {
+	s := &server{cfg, keys, clients, []string{"client_credentials"}, log}
+	if clients == nil {
+		s.grants = append(s.grants, "password")
 	}
-	mux.HandleFunc("/", s.otherPath)
+	mux := http.NewServeMux()
+	handle := func(pattern string, h func(http.ResponseWriter, *http.Request) error) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			if err := h(w, r); err != nil {
+				s.fail(w, err)
+			}
+		})
+	}
+	get := func(path string, h func(http.ResponseWriter, *http.Request) error) {
+		handle("GET "+path, h)
+		handle(path, onlyMethod("GET, HEAD"))
+	}
+	get("/{$}", s.root)
+	get("/.well-known/jwks.json", s.jwks)
+	get("/.well-known/openid-configuration", s.metadata().serve)
+	handle("POST /auth", s.auth)
+	handle("/auth", onlyMethod("POST"))
+	handle("/", s.nothing)
 	if s.verbose {
 		return s.logRequests(mux)
 	}
 	return mux
 }
 
-func (s *server) root(w http.ResponseWriter, r *http.Request) {
+func (s *server) root(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Content-Type", "text/plain")
 	io.WriteString(w, "JWKS Server Running!")
+	return nil
 }
 
-func (s *server) jwks(w http.ResponseWriter, r *http.Request) {
+func (s *server) jwks(w http.ResponseWriter, r *http.Request) error {
 	set, err := s.keys.jwks(r.Context())
 	if err != nil {
-		s.fail(w, err)
-		return
+		return err
 	}
-	set.ServeHTTP(w, r)
+	return set.serve(w, r)
+}
+
+// metadata is what others need to know of this issuer (OpenID Connect Discovery 1.0
+// section 3).
+func (s *server) metadata() *document {
+	methods := []string{"client_secret_basic", "client_secret_post"}
+	if s.clients == nil {
+		methods = append(methods, "none")
+	}
+	return newDocument(map[string]any{
+		"issuer":                                s.issuer,
+		"jwks_uri":                              s.issuer + "/.well-known/jwks.json",
+		"token_endpoint":                        s.issuer + "/auth",
+		"response_types_supported":              []string{"id_token"},
+		"subject_types_supported":               []string{"public"},
+		"id_token_signing_alg_values_supported": []string{"RS256"},
+		"grant_types_supported":                 s.grants,
+		"token_endpoint_auth_methods_supported": methods,
+	}, s.maxAge())
 }
 
 // auth is the token endpoint (RFC 6749 section 3.2).
-func (s *server) auth(w http.ResponseWriter, r *http.Request) {
+func (s *server) auth(w http.ResponseWriter, r *http.Request) error {
 	expired, unpublished, err := parseExpired(r.URL.RawQuery)
 	if err != nil {
-		s.fail(w, err)
-		return
+		return err
 	}
 	request, err := readTokenRequest(w, r)
 	if err != nil {
-		s.fail(w, err)
-		return
+		return err
 	}
-
-	var response struct { // RFC 6749 section 5.1, and token for people
+	if s.clients != nil {
+		if err := s.authenticate(r, &request); err != nil {
+			return err
+		}
+	}
+	if request.grant != "" && !slices.Contains(s.grants, request.grant) {
+		return &httpError{http.StatusBadRequest, "unsupported_grant_type",
+			"grant_type has to be " + strings.Join(s.grants, " or ")}
+	}
+	response := struct { // RFC 6749 section 5.1, and token for people
 		Token       string `json:"token"`
 		AccessToken string `json:"access_token"`
 		TokenType   string `json:"token_type"`
 		ExpiresIn   int64  `json:"expires_in"`
 		Scope       string `json:"scope,omitempty"`
-	}
-	token, err := s.keys.sign(r.Context(), unpublished, func(now time.Time) (jwt.MapClaims, error) {
-		claims, left, err := s.claims(now, expired, request.claims)
-		response.ExpiresIn = left
+	}{TokenType: "Bearer"}
+	response.Token, err = s.keys.sign(r.Context(), unpublished, func(now time.Time) (jwt.MapClaims, error) {
+		claims, expires, err := s.claims(now, expired, request.claims)
+		response.ExpiresIn = expires - now.Unix()
 		response.Scope, _ = claims["scope"].(string)
 		return claims, err
 	})
 	if err != nil {
-		s.fail(w, err)
-		return
+		return err
 	}
-	response.Token, response.AccessToken, response.TokenType = token, token, "Bearer"
+	response.AccessToken = response.Token
 	writeJSON(w, http.StatusOK, response)
+	return nil
 }
 
-// claims returns the claims of a token issued at now, and the seconds that it has
-// left. Those asked for replace the server's own, but for a later exp: the key
-// would not outlive the token.
-func (s *server) claims(now time.Time, expired bool, asked map[string]any) (claims jwt.MapClaims, left int64, err error) {
+// claims returns the claims of a token issued at now, with their exp. Those asked
+// for replace the server's own, but for a later exp: no token outlives its key.
+func (s *server) claims(now time.Time, expired bool, asked map[string]any) (claims jwt.MapClaims, expires int64, err error) {
 	lifetime := int64(s.tokenTTL / time.Second)
 	issued := now.Unix()
 	if expired {
 		issued -= int64(past/time.Second) + lifetime
 	}
-	expires := issued + lifetime
-	claims = jwt.MapClaims{
-		"iss": s.issuer,
-		"sub": "user123",
-		"iat": issued,
-		"exp": expires,
-		"jti": rand.Text(),
-	}
+	expires = issued + lifetime
+	claims = jwt.MapClaims{"iss": s.issuer, "sub": "user123", "iat": issued, "exp": expires, "jti": rand.Text()}
 	if s.audience != "" {
 		claims["aud"] = s.audience
 	}
 	maps.Copy(claims, asked)
 	if exp, ok := asked["exp"].(json.Number); ok {
-		e, _ := exp.Float64() // checkClaims has seen to it
-		if e > float64(expires) {
-			return nil, 0, badRequest("exp is too late: a token lives for %s at most, until %d for this one", s.tokenTTL, expires)
+		earlier, _ := exp.Float64()
+		if earlier > float64(expires) {
+			return nil, 0, badRequest("exp is too late: this token can live until %d, which is -token-ttl from its iat", expires)
 		}
-		expires = int64(math.Floor(max(e, 0)))
+		expires = int64(math.Floor(max(earlier, 0)))
 	}
-	return claims, expires - now.Unix(), nil
+	return claims, expires, nil
 }
 
-// parseExpired reads what expired says in the query: whether the token shall have
-// expired, and whether its key shall be missing from the JWK Set.
+// parseExpired reads expired in the query: whether the token shall have expired,
+// and whether its key shall be missing from the JWK Set.
 func parseExpired(query string) (expired, unpublished bool, err error) {
 	values, err := url.ParseQuery(query)
 	if err != nil {
 		return false, false, badRequest("the query cannot be read: %v", err)
 	}
-	switch v := values["expired"]; {
-	case len(v) == 0:
+	given := values["expired"]
+	switch {
+	case len(given) == 0:
 		return false, false, nil
-	case len(v) > 1:
-		return false, false, badRequest("expired is given %d times: give it once", len(v))
-	case v[0] == "":
-		return true, false, nil
-	case v[0] == "key":
+	case len(given) == 1 && given[0] == "key":
 		return true, true, nil
-	default:
-		expired, err := strconv.ParseBool(v[0])
-		if err != nil {
-			return false, false, badRequest("expired is %.20s: it has to be true, false or key", v[0])
-		}
-		return expired, false, nil
+	case len(given) == 1 && given[0] == "":
+		return true, false, nil
 	}
+	if expired, err = strconv.ParseBool(given[0]); err != nil || len(given) > 1 {
+		return false, false, badRequest("expired has to be given once, as true, false or key")
+	}
+	return expired, false, nil
 }
 
-// A tokenRequest is what the body of POST /auth asks for.
+// A tokenRequest is what the body of POST /auth says.
 type tokenRequest struct {
-	claims map[string]any // to be in the token; they have the types of RFC 7519
+	grant      string         // grant_type; may be absent
+	id, secret string         // of a client that authenticates in the body
+	claims     map[string]any // for the token; of their types, never nil
 }
 
-// readTokenRequest reads an optional body: a JSON object of claims, known by its
-// first character, or the form of RFC 6749 section 4.4.2.
+// readTokenRequest reads the body, which may be absent: a JSON object of claims,
+// known by its first character, or a form as in RFC 6749 section 4.4.2.
 func readTokenRequest(w http.ResponseWriter, r *http.Request) (tokenRequest, error) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
 		return tokenRequest{}, &httpError{http.StatusRequestEntityTooLarge, "invalid_request",
-			fmt.Sprintf("the body is too large: %d bytes are the most", maxBody)}
+			fmt.Sprintf("the body is too large: it may have %d bytes", maxBody)}
 	}
 	if err != nil {
-		return tokenRequest{}, badRequest("the body cannot be read: send it whole, within ten seconds")
+		return tokenRequest{}, badRequest("the body cannot be read: it has to come whole, within ten seconds")
 	}
+	return parseTokenRequest(r.Header.Get("Content-Type"), bytes.TrimLeft(body, " \t\r\n"))
+}
+
+func parseTokenRequest(contentType string, body []byte) (request tokenRequest, err error) {
 	parameters := map[string]any{}
-	if body = bytes.TrimLeft(body, " \t\r\n"); len(body) > 0 {
-		if body[0] == '{' {
-			parameters, err = parseObject(body)
-		} else {
-			parameters, err = parseForm(r.Header.Get("Content-Type"), string(body))
+	switch {
+	case len(body) == 0:
+	case body[0] == '{':
+		d := json.NewDecoder(bytes.NewReader(body))
+		d.UseNumber()
+		if err := d.Decode(&parameters); err != nil {
+			return request, badRequest("the body is not a JSON object: %v", err)
 		}
-		if err != nil {
-			return tokenRequest{}, err
+		if _, err := d.Token(); err != io.EOF {
+			return request, badRequest("the body has something after its JSON object: send the object alone")
+		}
+	default:
+		if parameters, err = parseForm(contentType, string(body)); err != nil {
+			return request, err
 		}
 	}
-	return newTokenRequest(parameters)
+	for alias, name := range map[string]string{"username": "sub", "audience": "aud"} {
+		if v, ok := parameters[alias]; ok {
+			if _, both := parameters[name]; both {
+				return request, badRequest("%s and %s are the same claim: give one of them", alias, name)
+			}
+			parameters[name] = v
+			delete(parameters, alias)
+		}
+	}
+	var password string
+	for name, field := range map[string]*string{
+		"grant_type": &request.grant, "client_id": &request.id, "client_secret": &request.secret, "password": &password,
+	} {
+		if v, ok := parameters[name]; ok {
+			if *field, ok = v.(string); !ok {
+				return request, badRequest("%s has to be a string", name)
+			}
+			delete(parameters, name)
+		}
+	}
+	request.claims = parameters
+	return request, checkClaims(parameters)
 }
 
-// parseObject reads a JSON object. Numbers keep their digits.
-func parseObject(body []byte) (map[string]any, error) {
-	var object map[string]any
-	d := json.NewDecoder(bytes.NewReader(body))
-	d.UseNumber()
-	if err := d.Decode(&object); err != nil {
-		return nil, badRequest("the body is not a JSON object: %v", err)
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return nil, badRequest("there is something after the JSON object in the body: send the object alone")
-	}
-	return object, nil
-}
-
-// parseForm reads those parameters of a form that this server knows and ignores
-// the others and the empty ones (RFC 6749 section 3.2).
+// parseForm returns those parameters that this server knows and ignores others and
+// empty ones (RFC 6749 section 3.2).
 func parseForm(contentType, body string) (map[string]any, error) {
-	kind, _, err := mime.ParseMediaType(contentType)
-	if contentType != "" && (err != nil || kind != "application/x-www-form-urlencoded") || !startsForm(body[0]) {
-		return nil, badRequest("the body has to be a JSON object or a form labelled application/x-www-form-urlencoded")
+	kind, _, err := mime.ParseMediaType(cmp.Or(contentType, "application/x-www-form-urlencoded"))
+	if err != nil || kind != "application/x-www-form-urlencoded" || strings.ContainsAny(body[:1], "\"'[<(") {
+		return nil, badRequest("the body has to be a JSON object, or a form labelled application/x-www-form-urlencoded")
 	}
 	form, err := url.ParseQuery(body)
 	if err != nil {
 		return nil, badRequest("the form in the body cannot be read: %v", err)
 	}
 	parameters := map[string]any{}
-	for _, name := range []string{"grant_type", "sub", "username", "aud", "audience", "scope", "client_id", "client_secret"} {
+	for _, name := range []string{"grant_type", "client_id", "client_secret", "sub", "username", "scope", "aud", "audience"} {
 		var values []any
 		for _, v := range form[name] {
 			if v != "" {
@@ -227,54 +276,23 @@ func parseForm(contentType, body string) (map[string]any, error) {
 		switch {
 		case len(values) == 1:
 			parameters[name] = values[0]
-		case len(values) > 1 && name != "aud" && name != "audience":
-			return nil, badRequest("%s is given %d times: give it once", name, len(values))
-		case len(values) > 1:
+		case len(values) > 1 && strings.HasPrefix(name, "aud"):
 			parameters[name] = values
+		case len(values) > 1:
+			return nil, badRequest("%s has to be given once", name)
 		}
 	}
 	return parameters, nil
 }
 
-// startsForm tells whether c may begin a form, rather than JSON or a file.
-func startsForm(c byte) bool {
-	return c == '%' || c == '_' || c == '&' || '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'z'
-}
-
-// newTokenRequest sorts the parameters of a body into claims and the rest, which
-// must not enter a token.
-func newTokenRequest(parameters map[string]any) (tokenRequest, error) {
-	for alias, claim := range map[string]string{"username": "sub", "audience": "aud"} {
-		if v, ok := parameters[alias]; ok {
-			if _, both := parameters[claim]; both {
-				return tokenRequest{}, badRequest("%s and %s are the same claim: give one of them", alias, claim)
-			}
-			parameters[claim] = v
-			delete(parameters, alias)
-		}
-	}
-	grant, given := parameters["grant_type"]
-	if given && grant != "client_credentials" && grant != "password" {
-		return tokenRequest{}, &httpError{http.StatusBadRequest, "unsupported_grant_type",
-			"grant_type has to be client_credentials or password"}
-	}
-	for _, name := range []string{"grant_type", "client_id", "client_secret", "password"} {
-		delete(parameters, name)
-	}
-	if err := checkClaims(parameters); err != nil {
-		return tokenRequest{}, badRequest("%v", err)
-	}
-	return tokenRequest{claims: parameters}, nil
-}
-
-// checkClaims reports a registered claim (RFC 7519 section 4.1), or a scope (RFC
-// 8693 section 4.2), that is not of its type.
+// checkClaims refuses a registered claim (RFC 7519 section 4.1) or a scope (RFC 8693
+// section 4.2) that is not of its type.
 func checkClaims(claims map[string]any) error {
 	for name, value := range claims {
 		switch name {
 		case "iss", "sub", "jti", "scope":
 			if _, ok := value.(string); !ok {
-				return fmt.Errorf("%s has to be a string", name)
+				return badRequest("%s has to be a string", name)
 			}
 		case "aud":
 			list, ok := value.([]any)
@@ -283,31 +301,138 @@ func checkClaims(claims map[string]any) error {
 			}
 			for _, v := range list {
 				if _, ok := v.(string); !ok {
-					return errors.New("aud has to be a string or an array of strings")
+					return badRequest("aud has to be a string or an array of strings")
 				}
 			}
 		case "exp", "nbf", "iat":
 			number, _ := value.(json.Number)
 			if _, err := number.Float64(); err != nil {
-				return fmt.Errorf("%s has to be a number of seconds since 1970", name)
+				return badRequest("%s has to be a number, of seconds since 1970", name)
 			}
 		}
 	}
 	return nil
 }
 
-// A document is JSON made once and served many times to caches and browsers.
+// A client may have tokens, with the claims registered for it.
+type client struct {
+	digest [sha256.Size]byte // of its secret
+	claims map[string]any
+}
+
+// authenticate finds the client that r comes from (RFC 6749 section 2.3.1), and has
+// request ask for the claims of that client.
+func (s *server) authenticate(r *http.Request, request *tokenRequest) error {
+	id, secret := request.id, request.secret
+	if r.Header.Get("Authorization") != "" {
+		user, password, _ := r.BasicAuth()
+		user, _ = url.QueryUnescape(user) // none if it is not Basic or not encoded,
+		password, _ = url.QueryUnescape(password)
+		if secret != "" || id != "" && id != user {
+			return badRequest("a client has to authenticate once, in the Authorization header or in the body")
+		}
+		id, secret = user, password // and no client has an empty id or secret
+	}
+	c, known := s.clients[id]
+	digest := sha256.Sum256([]byte(secret))
+	if match := subtle.ConstantTimeCompare(digest[:], c.digest[:]); match == 0 || !known {
+		return &httpError{http.StatusUnauthorized, "invalid_client",
+			"no client has this id and secret: send those registered with the server, by HTTP Basic or in a form"}
+	}
+	delete(request.claims, "scope") // the response says which one is granted
+	if len(request.claims) > 0 {
+		return badRequest("the claims of a token are those registered for the client: send none")
+	}
+	maps.Copy(request.claims, c.claims)
+	request.claims["sub"] = id
+	return nil
+}
+
+// readClients reads the file of -clients. Any fault in it is an error, for a damaged
+// file must not leave the token endpoint open, and tells no secret.
+func readClients(path string) (map[string]client, error) {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the clients: %w", err)
+	}
+	clients, err := parseClients(content)
+	if err != nil {
+		return nil, fmt.Errorf("cannot use the clients in %s: %w", path, err)
+	}
+	return clients, nil
+}
+
+func parseClients(content []byte) (map[string]client, error) {
+	d := json.NewDecoder(bytes.NewReader(content))
+	d.UseNumber()
+	d.DisallowUnknownFields()
+	if open, err := d.Token(); err != nil || open != json.Delim('{') {
+		return nil, errors.New("it has to be a JSON object, of clients by their ids")
+	}
+	clients := map[string]client{}
+	for d.More() {
+		name, err := d.Token()
+		if err != nil {
+			return nil, err
+		}
+		id := name.(string)
+		c, err := parseClient(d)
+		if _, twice := clients[id]; err == nil && (twice || id == "") {
+			err = errors.New("an id must not be empty or there twice")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("client %q: %w", id, err)
+		}
+		clients[id] = c
+	}
+	if _, err := d.Token(); err != nil {
+		return nil, err
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return nil, errors.New("there is something after the object")
+	}
+	if len(clients) == 0 {
+		return nil, errors.New("there is no client")
+	}
+	return clients, nil
+}
+
+func parseClient(d *json.Decoder) (client, error) {
+	var entry struct {
+		Digest string         `json:"secret_sha256"`
+		Claims map[string]any `json:"claims"`
+	}
+	if err := d.Decode(&entry); err != nil {
+		return client{}, err
+	}
+	digest, err := hex.DecodeString(entry.Digest)
+	if err != nil || len(digest) != sha256.Size {
+		return client{}, errors.New("secret_sha256 has to be the 64 hex digits of a SHA-256 digest")
+	}
+	c := client{[sha256.Size]byte(digest), entry.Claims}
+	if c.digest == sha256.Sum256(nil) {
+		return client{}, errors.New("secret_sha256 is that of an empty secret")
+	}
+	for _, name := range []string{"sub", "exp", "iat", "nbf", "jti"} {
+		if _, ok := c.claims[name]; ok {
+			return client{}, fmt.Errorf("%s cannot be registered: it is the server's to say", name)
+		}
+	}
+	return c, checkClaims(c.claims)
+}
+
+// A document is JSON that is made once and served many times, to caches and browsers.
 type document struct {
 	body                       []byte
-	length, etag, cacheControl []string // header values
+	length, etag, cacheControl []string // values of headers
 }
 
 var (
-	contentTypeJSON = []string{"application/json"}
-	anyOrigin       = []string{"*"}
+	mediaType = []string{"application/json"}
+	anyOrigin = []string{"*"}
 )
 
-// newDocument makes a document of v that a cache may keep for maxAge.
+// newDocument makes a document of v that caches may keep for maxAge.
 func newDocument(v any, maxAge time.Duration) *document {
 	body := encode(v)
 	sum := sha256.Sum256(body)
@@ -319,44 +444,41 @@ func newDocument(v any, maxAge time.Duration) *document {
 	}
 }
 
-// ServeHTTP answers 304 to a request that has the document (RFC 9110 section 13.1.2).
-func (d *document) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	h := w.Header() // set directly: the names are canonical and the values made
+// serve answers with the document, or 304 if the client has it (RFC 9110 section
+// 13.1.2). Names of headers are set as they are, for they are canonical.
+func (d *document) serve(w http.ResponseWriter, r *http.Request) error {
+	h := w.Header()
 	h["Access-Control-Allow-Origin"] = anyOrigin
 	h["Cache-Control"] = d.cacheControl
 	h["Etag"] = d.etag
 	for _, tags := range r.Header["If-None-Match"] {
 		for tag := range strings.SplitSeq(tags, ",") {
-			tag = strings.Trim(tag, " \t")
-			if tag == "*" || strings.TrimPrefix(tag, "W/") == d.etag[0] {
+			if tag = strings.Trim(tag, " \t"); tag == "*" || strings.TrimPrefix(tag, "W/") == d.etag[0] {
 				w.WriteHeader(http.StatusNotModified)
-				return
+				return nil
 			}
 		}
 	}
-	h["Content-Type"] = contentTypeJSON
+	h["Content-Type"] = mediaType
 	h["Content-Length"] = d.length
 	w.Write(d.body)
+	return nil
 }
 
-func (s *server) otherMethod(method string) http.HandlerFunc {
-	if method == "GET" {
-		method = "GET, HEAD"
+func (s *server) nothing(http.ResponseWriter, *http.Request) error {
+	return &httpError{http.StatusNotFound, "not_found",
+		"nothing is here: the JWK Set is at /.well-known/jwks.json, and tokens come from POST /auth"}
+}
+
+func onlyMethod(allow string) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		w.Header().Set("Allow", allow)
+		return &httpError{http.StatusMethodNotAllowed, "method_not_allowed", "this path is for " + allow}
 	}
-	return func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Allow", method)
-		s.fail(w, &httpError{http.StatusMethodNotAllowed, "method_not_allowed",
-			fmt.Sprintf("%.20s is not for this path: use %s", r.Method, method)})
-	}
 }
 
-func (s *server) otherPath(w http.ResponseWriter, r *http.Request) {
-	s.fail(w, &httpError{http.StatusNotFound, "not_found",
-		"there is nothing here: the JWK Set is at /.well-known/jwks.json, tokens are at /auth"})
-}
-
-// An httpError is a refusal, as its client shall see it: code and description are
-// those of RFC 6749 section 5.2.
+// An httpError is a refusal for the client to read, with a code and a description
+// as in RFC 6749 section 5.2.
 type httpError struct {
 	status            int
 	code, description string
@@ -368,51 +490,51 @@ func badRequest(format string, args ...any) error {
 	return &httpError{http.StatusBadRequest, "invalid_request", fmt.Sprintf(format, args...)}
 }
 
-// fail answers with err; one that is not an httpError is not for the client's eyes.
+// fail answers with err; what is not an httpError has a cause that is no business of
+// the client's.
 func (s *server) fail(w http.ResponseWriter, err error) {
-	var refusal *httpError
+	var e *httpError
 	switch {
-	case errors.As(err, &refusal):
+	case errors.As(err, &e):
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
-		refusal = &httpError{http.StatusServiceUnavailable, "temporarily_unavailable",
-			"the server is busy: try again in a second"}
+		e = &httpError{http.StatusServiceUnavailable, "temporarily_unavailable", "the server is busy: try again in a second"}
 	case errors.Is(err, errNoKey): // the keystore's loop logs why
-		refusal = &httpError{http.StatusServiceUnavailable, "temporarily_unavailable",
-			"there is no key and none can be stored: see the log of the server, and try again"}
+		e = &httpError{http.StatusServiceUnavailable, "temporarily_unavailable",
+			"the server has no key and cannot store one: its log says why; try again later"}
 	default:
-		s.log.Printf("a request failed: %v", err)
-		refusal = &httpError{http.StatusInternalServerError, "server_error",
-			"the server failed: see its log"}
+		s.log.Printf("cannot answer: %v", err)
+		e = &httpError{http.StatusInternalServerError, "server_error", "the server failed: its log says why"}
 	}
-	if refusal.status == http.StatusServiceUnavailable {
+	switch e.status {
+	case http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", "1")
+	case http.StatusUnauthorized:
+		w.Header().Set("WWW-Authenticate", `Basic realm="jwks-server"`)
 	}
-	writeJSON(w, refusal.status, map[string]string{
-		"error":             refusal.code,
-		"error_description": strings.Map(descriptive, refusal.description),
+	writeJSON(w, e.status, map[string]string{
+		"error": e.code,
+		"error_description": strings.Map(func(r rune) rune {
+			switch {
+			case r == '"':
+				return '\''
+			case r < ' ' || r > '~' || r == '\\':
+				return '?'
+			}
+			return r
+		}, e.description),
 	})
-}
-
-// descriptive maps r to what an error_description may hold.
-func descriptive(r rune) rune {
-	switch {
-	case r == '"':
-		return '\''
-	case r < ' ' || r > '~' || r == '\\':
-		return '?'
-	}
-	return r
 }
 
 // writeJSON answers with v, which no cache may keep.
 func writeJSON(w http.ResponseWriter, status int, v any) {
+	body := encode(v)
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	w.Write(encode(v))
+	w.Write(body)
 }
 
-// encode returns v, which can always be encoded, as a line of JSON.
+// encode returns v as a line of JSON. It is for values that have an encoding.
 func encode(v any) []byte {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
@@ -423,7 +545,7 @@ func encode(v any) []byte {
 	return b.Bytes()
 }
 
-// logRequests logs a line for each request, without its query.
+// logRequests logs a line for each request, without the query.
 func (s *server) logRequests(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
@@ -435,7 +557,7 @@ func (s *server) logRequests(next http.Handler) http.Handler {
 	})
 }
 
-// A statusRecorder remembers the status of a response.
+// A statusRecorder knows the status of its response.
 type statusRecorder struct {
 	http.ResponseWriter
 	status int

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -54,10 +55,16 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 		return err
 	}
 	log := log.New(stderr, "", log.LstdFlags|log.LUTC)
+	var clients map[string]client
+	if cfg.clients != "" {
+		if clients, err = readClients(cfg.clients); err != nil {
+			return err
+		}
+	}
 	if dir, err := filepath.Abs(cfg.dir); cfg.dir != "" && err == nil {
 		log.Printf("keys are in %s", dir)
 	} else {
-		log.Print("keys are in memory only: after a restart the tokens of today cannot be verified")
+		log.Print("keys are in memory only: a restart loses them, and tokens with them")
 	}
 	keys, err := openKeystore(ctx, cfg, log)
 	if err != nil {
@@ -67,12 +74,10 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("cannot listen on %s: %w; choose another address with -addr", cfg.addr, err)
 	}
-	base := baseURL(listener.Addr())
-	if cfg.issuer == "" {
-		cfg.issuer = base
-	}
+	base := baseURL(listener.Addr(), cfg.tlsCert != "")
+	cfg.issuer = cmp.Or(cfg.issuer, base)
 	server := &http.Server{
-		Handler:           newHandler(cfg, keys, log),
+		Handler:           newHandler(cfg, keys, clients, log),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      15 * time.Second,
@@ -80,32 +85,41 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          log,
 	}
+	log.Printf("listening on %s, issuer %s", listener.Addr(), cfg.issuer)
+	log.Printf("JWK Set: %s/.well-known/jwks.json", base)
+	log.Printf("tokens: curl -X POST %s/auth", base)
+	if clients == nil && !listener.Addr().(*net.TCPAddr).IP.IsLoopback() {
+		log.Printf("warning: whoever reaches %s can have tokens; ask for secrets with -clients or listen on 127.0.0.1 with -addr", listener.Addr())
+	}
 
-	// One P more than signing uses: one is then always free to poll the network,
-	// which the scheduler otherwise does every 10 ms while all of them compute.
+	// One P more than signing uses: it is free to poll the network, which the
+	// scheduler otherwise does every 10 ms only while all of them compute.
 	cores := runtime.GOMAXPROCS(0)
 	runtime.GOMAXPROCS(cores + 1)
 	defer runtime.GOMAXPROCS(cores)
 
-	kept := make(chan struct{})
-	go func() { keys.keep(ctx); close(kept) }()
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
-
-	log.Printf("listening on %s, issuer %s", listener.Addr(), cfg.issuer)
-	log.Printf("JWK Set: %s/.well-known/jwks.json", base)
-	log.Printf("tokens: curl -X POST %s/auth", base)
-
+	kept, served := make(chan struct{}), make(chan error, 1)
+	go func() {
+		defer close(kept)
+		keys.keep(ctx)
+	}()
+	go func() {
+		if cfg.tlsCert != "" {
+			served <- server.ServeTLS(listener, cfg.tlsCert, cfg.tlsKey)
+		} else {
+			served <- server.Serve(listener)
+		}
+	}()
 	select {
 	case err := <-served:
-		return err
+		return fmt.Errorf("cannot serve: %w", err)
 	case <-ctx.Done():
 	}
 	log.Printf("stopping: requests in flight have %s; another signal ends them at once", drain)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
 	defer cancel()
 	if err := server.Shutdown(ctx); err != nil {
-		log.Printf("gave up waiting for requests in flight: %v", err)
+		log.Printf("stopped with requests in flight: %v", err)
 	}
 	select {
 	case <-kept:
@@ -120,6 +134,7 @@ type config struct {
 	bits                           int
 	keyTTL, tokenTTL, publishAhead time.Duration
 	issuer, audience               string
+	clients, tlsCert, tlsKey       string // files
 	verbose                        bool
 }
 
@@ -148,6 +163,9 @@ func parseFlags(args []string, stderr io.Writer) (config, error) {
 	flags.DurationVar(&c.publishAhead, "publish-ahead", 2*time.Hour, "how long a key is published before it signs: longer than any verifier caches")
 	flags.StringVar(&c.issuer, "issuer", "", "`URL` in iss; by default that of the address listened on")
 	flags.StringVar(&c.audience, "audience", "", "`name` in aud; by default there is no aud")
+	flags.StringVar(&c.clients, "clients", "", "JSON `file` of the clients that may have tokens; by default anybody may")
+	flags.StringVar(&c.tlsCert, "tls-cert", "", "PEM `file` of the certificate chain, for HTTPS")
+	flags.StringVar(&c.tlsKey, "tls-key", "", "PEM `file` of the certificate's private key")
 	flags.BoolVar(&c.verbose, "v", false, "log each request")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
 		flags.SetOutput(stderr)
@@ -179,6 +197,8 @@ func (c config) check() error {
 		return fmt.Errorf("-publish-ahead %s is too long: a key signs for %s, and 100 of them are the most to be published", c.publishAhead, signs)
 	case c.bits != 2048 && c.bits != 3072 && c.bits != 4096:
 		return fmt.Errorf("-key-bits %d is not supported: use 2048, 3072 or 4096", c.bits)
+	case (c.tlsCert == "") != (c.tlsKey == ""):
+		return errors.New("-tls-cert and -tls-key need each other: give both or neither")
 	}
 	if c.issuer == "" {
 		return nil
@@ -192,10 +212,13 @@ func (c config) check() error {
 }
 
 // baseURL is where a client on this machine reaches addr.
-func baseURL(addr net.Addr) string {
+func baseURL(addr net.Addr, secure bool) string {
 	host, port, _ := net.SplitHostPort(addr.String())
-	if ip := net.ParseIP(host); ip.IsUnspecified() {
+	if net.ParseIP(host).IsUnspecified() {
 		host = "localhost"
+	}
+	if secure {
+		return "https://" + net.JoinHostPort(host, port)
 	}
 	return "http://" + net.JoinHostPort(host, port)
 }
