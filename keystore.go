@@ -29,6 +29,7 @@ import (
 const (
 	patience   = 2 * time.Second // how long a request waits for its turn, or for a key
 	tick       = time.Second     // how often the loop looks
+	early      = 3 * tick        // how long it may take from a key's being due to every replica's having it
 	repeat     = time.Minute     // how often the log repeats a trouble that lasts
 	minBits    = 2048            // of an RSA key (RFC 7518 section 3.3)
 	maxKeyFile = 64 << 10        // bytes
@@ -113,7 +114,7 @@ func openKeystore(ctx context.Context, cfg config, log *log.Logger) (*keystore, 
 	if faults, err := s.reread(); faults != nil || err != nil {
 		return nil, cmp.Or(err, faults)
 	}
-	if err := s.grow(ctx, s.publishAhead); err != nil {
+	if err := s.grow(ctx, s.publishAhead+early); err != nil {
 		if _, ok := s.signing(clock()); !ok {
 			return nil, err
 		}
@@ -133,7 +134,7 @@ func (s *keystore) keep(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		err := s.grow(ctx, s.publishAhead)
+		err := s.grow(ctx, s.publishAhead+early)
 		if k, ok := s.signing(clock()); ok && k.kid != signer.kid {
 			s.log.Printf("takes over: %s", s.describe(k))
 			signer = k
