@@ -154,24 +154,31 @@ type usageError struct{ error }
 func parseFlags(args []string, stderr io.Writer) (config, error) {
 	var c config
 	flags := flag.NewFlagSet("jwks-server", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
 	flags.StringVar(&c.addr, "addr", "127.0.0.1:8080", "`host:port` to listen on; port 0 picks a free one")
-	flags.StringVar(&c.dir, "keys", "keys", "`directory` of the private keys; an empty name keeps them in memory only")
-	flags.DurationVar(&c.keyTTL, "key-ttl", time.Hour, "how long a key lives once it may sign")
-	flags.IntVar(&c.bits, "key-bits", 2048, "size of a new RSA key: 2048, 3072 or 4096 `bits`")
-	flags.DurationVar(&c.tokenTTL, "token-ttl", 10*time.Minute, "how long a token lives")
-	flags.DurationVar(&c.publishAhead, "publish-ahead", 2*time.Hour, "how long a key is published before it signs: longer than any verifier caches")
-	flags.StringVar(&c.issuer, "issuer", "", "`URL` in iss; by default that of the address listened on")
-	flags.StringVar(&c.audience, "audience", "", "`name` in aud; by default there is no aud")
+	flags.StringVar(&c.dir, "keys", "keys", "`directory` of the private keys, to share with replicas; an empty name keeps keys in memory only")
+	flags.DurationVar(&c.keyTTL, "key-ttl", time.Hour, "how long a key lives from when it may sign; shorter rotates faster")
+	flags.IntVar(&c.bits, "key-bits", 2048, "size of new RSA keys: 2048, 3072 or 4096 `bits`; larger ones sign 3 to 7 times slower")
+	flags.DurationVar(&c.tokenTTL, "token-ttl", 10*time.Minute, "how long a token lives; half of it is left for clocks that differ")
+	flags.DurationVar(&c.publishAhead, "publish-ahead", 2*time.Hour, "how long a key is published before it signs: longer than any verifier caches the JWK Set")
+	flags.StringVar(&c.issuer, "issuer", "", "`URL` in iss, where others reach this server; by default that of the address listened on")
+	flags.StringVar(&c.audience, "audience", "", "`name` in aud, for verifiers that ask for one; by default there is no aud")
 	flags.StringVar(&c.clients, "clients", "", "JSON `file` of the clients that may have tokens; by default anybody may")
-	flags.StringVar(&c.tlsCert, "tls-cert", "", "PEM `file` of the certificate chain, for HTTPS")
-	flags.StringVar(&c.tlsKey, "tls-key", "", "PEM `file` of the certificate's private key")
-	flags.BoolVar(&c.verbose, "v", false, "log each request")
-	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
-		flags.SetOutput(stderr)
-		flags.PrintDefaults()
+	flags.StringVar(&c.tlsCert, "tls-cert", "", "PEM `file` of the certificate and its chain, to serve HTTPS")
+	flags.StringVar(&c.tlsKey, "tls-key", "", "PEM `file` of the private key of the certificate")
+	flags.BoolVar(&c.verbose, "v", false, "log each request: method, path, status, duration")
+	flags.SetOutput(io.Discard)
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprintln(stderr, "usage: jwks-server [flags]\n\nDurations are written as 90s, 10m or 1h30m.")
+		flags.VisitAll(func(f *flag.Flag) {
+			value, usage := flag.UnquoteUsage(f)
+			if f.DefValue != "" && f.DefValue != "false" {
+				usage += " (default " + f.DefValue + ")"
+			}
+			fmt.Fprintf(stderr, "  -%-23s %s\n", f.Name+" "+value, usage)
+		})
 		return c, err
-	} else if err != nil {
+	case err != nil:
 		return c, usageError{err}
 	}
 	if flags.NArg() > 0 {

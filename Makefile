@@ -1,0 +1,29 @@
+# Short names for what .ci/run and people type.
+.PHONY: run test race lint fuzz interop bench
+
+run:
+	go run .
+
+test:
+	go test ./...
+
+race:
+	go test -race ./...
+
+lint:
+	test -z "$$(gofmt -l . | tee /dev/stderr)"
+	go vet ./...
+	go mod tidy -diff
+
+# A few seconds for each target; FUZZTIME=10m for more.
+FUZZTIME ?= 5s
+fuzz:
+	for target in $$(go test -list '^Fuzz' . | grep ^Fuzz); do \
+		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) . || exit 1; \
+	done
+
+interop:
+	cd interop && go vet ./... && go test ./...
+
+bench:
+	go test -run '^$$' -bench . .
