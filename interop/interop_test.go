@@ -92,15 +92,15 @@ func start(t *testing.T, flags ...string) server {
 			t.Errorf("the server ended with %v; want exit status 0", err)
 		}
 	})
+	var url string
 	select {
-	case s := <-issuer:
-		return server{s, s + "/.well-known/jwks.json", s + "/auth"}
+	case url = <-issuer:
 	case <-ended:
 		t.Fatal("the server did not start")
 	case <-time.After(10 * time.Second):
 		t.Fatal("the server does not listen after 10 seconds")
 	}
-	panic("unreachable")
+	return server{url, url + "/.well-known/jwks.json", url + "/auth"}
 }
 
 // token returns a token fresh from the server.
@@ -120,18 +120,18 @@ func (s server) token(t *testing.T, client *http.Client, query string) string {
 	return body.Token
 }
 
-// A verifier is one library's way to check a token, and how it tells why it refuses
-// one. Each makes the check for a server whose JWK Set it may hold for as long as hold
-// without looking for a newer one, not even for a kid it does not know; with hold 0
-// it does what it does by default.
-type verifier struct {
-	name    string
-	new     func(t *testing.T, s server, hold time.Duration) check
-	expired func(error) bool
-	unknown func(error) bool
-}
-
+// A check verifies a token.
 type check func(ctx context.Context, token string) error
+
+// A verifier is a library, and how it says that a token has expired or that its key
+// is unknown. A check that it makes holds a copy of the JWK Set for as long as hold
+// and looks for no newer one before, not even for a kid that it does not know. With
+// hold 0 it does as it does by default.
+type verifier struct {
+	name             string
+	new              func(t *testing.T, s server, hold time.Duration) check
+	expired, unknown func(error) bool
+}
 
 var verifiers = []verifier{
 	{"golang-jwt with keyfunc", newKeyfunc, is(jwt.ErrTokenExpired), is(jwkset.ErrKeyNotFound)},
