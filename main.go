@@ -6,6 +6,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"flag"
 	"fmt"
@@ -59,6 +60,11 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	if cfg.clients != "" {
 		if clients, err = readClients(cfg.clients); err != nil {
 			return err
+		}
+	}
+	if cfg.tlsCert != "" {
+		if _, err := tls.LoadX509KeyPair(cfg.tlsCert, cfg.tlsKey); err != nil {
+			return fmt.Errorf("cannot use -tls-cert %s with -tls-key %s: %w", cfg.tlsCert, cfg.tlsKey, err)
 		}
 	}
 	if dir, err := filepath.Abs(cfg.dir); cfg.dir != "" && err == nil {

@@ -328,13 +328,13 @@ func TestEachVerifierAcceptsGoodTokensAndSaysWhyItRefusesBadOnes(t *testing.T) {
 }
 
 // A key signs for 2 s here: it lives for 5 and stops one and a half tokens before that.
-// It is published 6 s before it signs, less the second or two that it takes to make.
+// It is published 6 s before it signs.
 var hurried = []string{"-key-ttl", "5s", "-token-ttl", "2s", "-publish-ahead", "6s"}
 
 func TestVerifiersThatHoldTheSetForAlmostAsLongAsPublishAheadNeverRefuseAToken(t *testing.T) {
 	t.Parallel()
-	hold := 3500 * time.Millisecond // no multiple of 2 s: a copy is taken at all phases of a key
-	kids, errs := follow(t, start(t, hurried...), hold, 13*time.Second)
+	hold := 5500 * time.Millisecond // no multiple of 2 s: a copy is taken at all phases of a key
+	kids, errs := follow(t, start(t, hurried...), hold, 15*time.Second)
 	for i, v := range verifiers {
 		if errs[i] != nil {
 			t.Errorf("%s: %v; want no error", v.name, errs[i])
@@ -348,7 +348,7 @@ func TestVerifiersThatHoldTheSetForAlmostAsLongAsPublishAheadNeverRefuseAToken(t
 // This shows that the test above would notice a key that is published too late.
 func TestVerifiersThatHoldTheSetForLongerThanPublishAheadRefuseTokensInTheEnd(t *testing.T) {
 	t.Parallel()
-	_, errs := follow(t, start(t, hurried...), time.Hour, 9*time.Second)
+	_, errs := follow(t, start(t, hurried...), time.Hour, 13*time.Second)
 	for i, v := range verifiers {
 		if errs[i] == nil || v.expired(errs[i]) {
 			t.Errorf("%s: %v; want that the key is unknown", v.name, errs[i])
