@@ -528,8 +528,32 @@ func TestJTI(t *testing.T) {
 	}
 }
 
-// own are the claims that are the server's own as long as nobody asks for others.
-var own = []string{"iss", "iat", "exp", "jti"}
+// checkClaimsOf compares claims with the JSON in want, which leaves out the server's
+// own iss, iat, exp and jti.
+func checkClaimsOf(t testing.TB, request string, claims map[string]any, want string) {
+	t.Helper()
+	wanted := object(t, []byte(want))
+	iat, _ := claims["iat"].(json.Number)
+	exp, _ := claims["exp"].(json.Number)
+	issued, _ := iat.Int64()
+	expires, _ := exp.Int64()
+	jti, _ := claims["jti"].(string)
+	for name, own := range map[string]bool{
+		"iss": claims["iss"] == "http://issuer.test", "iat": time.Now().Unix()-issued < 60,
+		"exp": time.Now().Unix()+600-expires < 60, "jti": len(jti) > 20,
+	} {
+		if _, replaced := wanted[name]; replaced {
+			continue
+		}
+		if !own {
+			t.Errorf("%s of %s = %v; want the server's own", name, request, claims[name])
+		}
+		delete(claims, name)
+	}
+	if got, err := json.Marshal(claims); err != nil || string(got) != want {
+		t.Errorf("claims of %s = %s, %v; want %s", request, got, err, want)
+	}
+}
 
 func TestBody(t *testing.T) {
 	h, _ := start(t, "-audience", "api")
@@ -562,7 +586,7 @@ func TestBody(t *testing.T) {
 		{"scope sets scope", formLabel, "scope=a+b", `{"aud":"api","scope":"a b","sub":"user123"}`},
 		{"a client credentials grant", formLabel, "grant_type=client_credentials&client_id=hush&client_secret=hush", `{"aud":"api","sub":"user123"}`},
 		{"a password grant", formLabel, "\r\n grant_type=password&username=alice&password=hush&password=hush", `{"aud":"api","sub":"alice"}`},
-		{"everything else is ignored", formLabel, "iss=x&exp=1&jti=1&nbf=x&iat=x&x=1&x=2&resource=y&a=[1]&%7B=", `{"aud":"api","sub":"user123"}`},
+		{"everything else is ignored", formLabel, "iss=x&iss=y&exp=1&jti=1&nbf=x&iat=x&x=1&x=2&resource=y&a=[1]&%7B=", `{"aud":"api","sub":"user123"}`},
 		{"an empty value is as absent", formLabel, "sub=&username=alice&aud=&audience=x&scope=&grant_type=&sub=&client_id=", `{"aud":"x","sub":"alice"}`},
 		{"all values empty", formLabel, "sub&username=&aud&audience&scope", `{"aud":"api","sub":"user123"}`},
 	} {
@@ -575,14 +599,7 @@ func TestBody(t *testing.T) {
 			if scope, ok := claims["scope"]; response["scope"] != scope || ok != (len(response) == 5) {
 				t.Errorf("response to %s = %v; want the scope of the token, %v", test.body, response, scope)
 			}
-			for _, name := range own {
-				if _, ok := object(t, []byte(test.want))[name]; !ok {
-					delete(claims, name)
-				}
-			}
-			if got, err := json.Marshal(claims); err != nil || string(got) != test.want {
-				t.Errorf("claims of %s = %s, %v; want %s", test.body, got, err, test.want)
-			}
+			checkClaimsOf(t, test.body, claims, test.want)
 		})
 	}
 }
@@ -974,6 +991,7 @@ func TestAuthentication(t *testing.T) {
 		{"both at once", encoded("app", secretsOf["app"]), secret("app"), "invalid_request"},
 		{"both at once, in JSON", encoded("app", secretsOf["app"]), `{"client_secret":"hush-app"}`, "invalid_request"},
 		{"both at once, of two clients", encoded("app", secretsOf["app"]), "client_id=bare", "invalid_request"},
+		{"both at once, of another scheme", "Bearer x", secret("app"), "invalid_request"},
 		{"sub in the body", encoded("app", secretsOf["app"]), "sub=admin", "invalid_request"},
 		{"its own sub in the body", encoded("app", secretsOf["app"]), "username=app", "invalid_request"},
 		{"aud in the body", encoded("app", secretsOf["app"]), "audience=x", "invalid_request"},
@@ -1000,17 +1018,7 @@ func TestAuthentication(t *testing.T) {
 					t.Errorf("response = %v; want the scope granted, %v", response, scope)
 				}
 				texts += fmt.Sprint(claims)
-				for _, name := range own {
-					if claims[name] == nil {
-						t.Errorf("claims = %v; want %s in them", claims, name)
-					}
-					if _, ok := object(t, []byte(test.want))[name]; !ok {
-						delete(claims, name)
-					}
-				}
-				if got, err := json.Marshal(claims); err != nil || string(got) != test.want {
-					t.Errorf("claims = %s, %v; want %s", got, err, test.want)
-				}
+				checkClaimsOf(t, test.name, claims, test.want)
 			}
 			if strings.Contains(texts, "hush") {
 				t.Errorf("%s = %s; want no secret in it", test.name, texts)
