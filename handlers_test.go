@@ -1221,8 +1221,8 @@ func FuzzClients(f *testing.F) {
 	f.Fuzz(func(t *testing.T, content []byte) {
 		clients, err := parseClients(content)
 		if err != nil {
-			if clients != nil || strings.Contains(err.Error(), good) {
-				t.Errorf("parseClients(%q) = %v, %v; want no clients, and no digest in the error", content, clients, err)
+			if clients != nil {
+				t.Errorf("parseClients(%q) = %v, %v; want no clients", content, clients, err)
 			}
 			return
 		}
