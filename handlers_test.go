@@ -367,9 +367,13 @@ func TestETagChangesWithTheSet(t *testing.T) {
 			}
 		}
 		look(h)
+		before, _ := keys.jwks(t.Context())
 		time.Sleep(10 * time.Minute)
 		follow()
 		look(h)
+		if after, _ := keys.jwks(t.Context()); after != before {
+			t.Error("one set was rendered twice; want it rendered when it changes")
+		}
 		replica, _ := newTest(t, cfg)
 		look(replica)
 		if tags[1] != tags[0] || tags[2] != tags[0] {
@@ -1125,6 +1129,11 @@ func TestClientsFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "absent.json")
 	if clients, err := readClients(path); clients != nil || !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), path) {
 		t.Errorf("readClients(%s) = %v, %v; want an error that names it", path, clients, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if err := run(ctx, []string{"-addr", "127.0.0.1:0", "-keys", "", "-clients", path}, io.Discard); err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("run(-clients %s) = %v; want an error that names it, and no open endpoint", path, err)
 	}
 }
 
