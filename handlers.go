@@ -115,14 +115,9 @@ func (s *server) auth(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if s.clients != nil {
-		if err := s.authenticate(r, &request); err != nil {
-			return err
-		}
-	}
-	if request.grant != "" && !slices.Contains(s.grants, request.grant) {
-		return &httpError{http.StatusBadRequest, "unsupported_grant_type",
-			"grant_type has to be " + strings.Join(s.grants, " or ")}
+	asked, err := s.authorize(r, request)
+	if err != nil {
+		return err
 	}
 	response := struct { // RFC 6749 section 5.1, and token for people
 		Token       string `json:"token"`
@@ -132,7 +127,7 @@ func (s *server) auth(w http.ResponseWriter, r *http.Request) error {
 		Scope       string `json:"scope,omitempty"`
 	}{TokenType: "Bearer"}
 	response.Token, err = s.keys.sign(r.Context(), unpublished, func(now time.Time) (jwt.MapClaims, error) {
-		claims, expires, err := s.claims(now, expired, request.claims)
+		claims, expires, err := s.claims(now, expired, asked)
 		response.ExpiresIn = expires - now.Unix()
 		response.Scope, _ = claims["scope"].(string)
 		return claims, err
@@ -209,7 +204,7 @@ func readTokenRequest(w http.ResponseWriter, r *http.Request) (tokenRequest, err
 	if err != nil {
 		return tokenRequest{}, badRequest("the body cannot be read: it has to come whole, within ten seconds")
 	}
-	return parseTokenRequest(r.Header.Get("Content-Type"), bytes.TrimLeft(body, " \t\r\n"))
+	return parseTokenRequest(r.Header.Get("Content-Type"), bytes.TrimSpace(body))
 }
 
 func parseTokenRequest(contentType string, body []byte) (request tokenRequest, err error) {
@@ -217,13 +212,8 @@ func parseTokenRequest(contentType string, body []byte) (request tokenRequest, e
 	switch {
 	case len(body) == 0:
 	case body[0] == '{':
-		d := json.NewDecoder(bytes.NewReader(body))
-		d.UseNumber()
-		if err := d.Decode(&parameters); err != nil {
-			return request, badRequest("the body is not a JSON object: %v", err)
-		}
-		if _, err := d.Token(); err != io.EOF {
-			return request, badRequest("the body has something after its JSON object: send the object alone")
+		if parameters, err = parseObject(body); err != nil {
+			return request, badRequest("the body is not one JSON object: %v", err)
 		}
 	default:
 		if parameters, err = parseForm(contentType, string(body)); err != nil {
@@ -254,11 +244,70 @@ func parseTokenRequest(contentType string, body []byte) (request tokenRequest, e
 	return request, checkClaims(parameters)
 }
 
+// parseObject returns the members of the JSON object that content is. Numbers keep
+// their digits, and no object may have a member twice (RFC 7519 section 4).
+func parseObject(content []byte) (map[string]any, error) {
+	d := json.NewDecoder(bytes.NewReader(content))
+	d.UseNumber()
+	value, err := parseValue(d)
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return nil, err
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return nil, errors.New("there is something after it")
+	}
+	object, ok := value.(map[string]any)
+	if !ok {
+		return nil, errors.New("it is something else")
+	}
+	return object, nil
+}
+
+// parseValue reads a JSON value; an error in a member begins with its name.
+func parseValue(d *json.Decoder) (any, error) {
+	token, err := d.Token()
+	switch token {
+	case json.Delim('{'):
+		object := map[string]any{}
+		for d.More() {
+			token, err := d.Token()
+			if err != nil {
+				return nil, err
+			}
+			name := token.(string)
+			if _, twice := object[name]; twice {
+				return nil, fmt.Errorf("%s is there twice", name)
+			}
+			if object[name], err = parseValue(d); err != nil {
+				return nil, fmt.Errorf("%s: %w", name, err)
+			}
+		}
+		_, err = d.Token()
+		return object, err
+	case json.Delim('['):
+		array := []any{}
+		for d.More() {
+			value, err := parseValue(d)
+			if err != nil {
+				return nil, err
+			}
+			array = append(array, value)
+		}
+		_, err = d.Token()
+		return array, err
+	}
+	return token, err
+}
+
 // parseForm returns those parameters that this server knows and ignores others and
 // empty ones (RFC 6749 section 3.2).
 func parseForm(contentType, body string) (map[string]any, error) {
 	kind, _, err := mime.ParseMediaType(cmp.Or(contentType, "application/x-www-form-urlencoded"))
-	if err != nil || kind != "application/x-www-form-urlencoded" || strings.ContainsAny(body[:1], "\"'[<(") {
+	begins := body[0] == '%' || body[0] == '_' || 'a' <= body[0]|0x20 && body[0]|0x20 <= 'z'
+	if err != nil || kind != "application/x-www-form-urlencoded" || !begins {
 		return nil, badRequest("the body has to be a JSON object, or a form labelled application/x-www-form-urlencoded")
 	}
 	form, err := url.ParseQuery(body)
@@ -320,32 +369,52 @@ type client struct {
 	claims map[string]any
 }
 
-// authenticate finds the client that r comes from (RFC 6749 section 2.3.1), and has
-// request ask for the claims of that client.
-func (s *server) authenticate(r *http.Request, request *tokenRequest) error {
+// authorize returns the claims that the sender of r may ask for: any, or if there are
+// clients, those registered for the one that it is.
+func (s *server) authorize(r *http.Request, request tokenRequest) (map[string]any, error) {
+	var id string
+	var c client
+	if s.clients != nil {
+		var err error
+		if id, c, err = s.authenticate(r, request); err != nil {
+			return nil, err
+		}
+	}
+	if request.grant != "" && !slices.Contains(s.grants, request.grant) {
+		return nil, &httpError{http.StatusBadRequest, "unsupported_grant_type",
+			"grant_type has to be " + strings.Join(s.grants, " or ")}
+	}
+	if s.clients == nil {
+		return request.claims, nil
+	}
+	delete(request.claims, "scope") // the response says which one is granted
+	if len(request.claims) > 0 {
+		return nil, badRequest("the claims of a token are those registered for the client: send none")
+	}
+	claims := map[string]any{"sub": id}
+	maps.Copy(claims, c.claims)
+	return claims, nil
+}
+
+// authenticate finds the client that r comes from (RFC 6749 section 2.3.1).
+func (s *server) authenticate(r *http.Request, request tokenRequest) (string, client, error) {
 	id, secret := request.id, request.secret
 	if r.Header.Get("Authorization") != "" {
 		user, password, _ := r.BasicAuth()
-		user, _ = url.QueryUnescape(user) // none if it is not Basic or not encoded,
+		user, _ = url.QueryUnescape(user) // empty if it is not Basic or not encoded,
 		password, _ = url.QueryUnescape(password)
 		if secret != "" || id != "" && id != user {
-			return badRequest("a client has to authenticate once, in the Authorization header or in the body")
+			return "", client{}, badRequest("a client has to authenticate once, in the Authorization header or in the body")
 		}
-		id, secret = user, password // and no client has an empty id or secret
+		id, secret = user, password // and no client has an empty id
 	}
 	c, known := s.clients[id]
 	digest := sha256.Sum256([]byte(secret))
 	if match := subtle.ConstantTimeCompare(digest[:], c.digest[:]); match == 0 || !known {
-		return &httpError{http.StatusUnauthorized, "invalid_client",
+		return "", client{}, &httpError{http.StatusUnauthorized, "invalid_client",
 			"no client has this id and secret: send those registered with the server, by HTTP Basic or in a form"}
 	}
-	delete(request.claims, "scope") // the response says which one is granted
-	if len(request.claims) > 0 {
-		return badRequest("the claims of a token are those registered for the client: send none")
-	}
-	maps.Copy(request.claims, c.claims)
-	request.claims["sub"] = id
-	return nil
+	return id, c, nil
 }
 
 // readClients reads the file of -clients. Any fault in it is an error, for a damaged
@@ -363,62 +432,42 @@ func readClients(path string) (map[string]client, error) {
 }
 
 func parseClients(content []byte) (map[string]client, error) {
-	d := json.NewDecoder(bytes.NewReader(content))
-	d.UseNumber()
-	d.DisallowUnknownFields()
-	if open, err := d.Token(); err != nil || open != json.Delim('{') {
-		return nil, errors.New("it has to be a JSON object, of clients by their ids")
+	entries, err := parseObject(content)
+	if err != nil {
+		return nil, fmt.Errorf("it is not one JSON object: %w", err)
+	}
+	if len(entries) == 0 {
+		return nil, errors.New("there is no client")
 	}
 	clients := map[string]client{}
-	for d.More() {
-		name, err := d.Token()
-		if err != nil {
-			return nil, err
+	for id, entry := range entries {
+		if clients[id], err = newClient(entry); err != nil || id == "" {
+			return nil, fmt.Errorf("client %q: %w", id, cmp.Or(err, errors.New("an id must not be empty")))
 		}
-		id := name.(string)
-		c, err := parseClient(d)
-		if _, twice := clients[id]; err == nil && (twice || id == "") {
-			err = errors.New("an id must not be empty or there twice")
-		}
-		if err != nil {
-			return nil, fmt.Errorf("client %q: %w", id, err)
-		}
-		clients[id] = c
-	}
-	if _, err := d.Token(); err != nil {
-		return nil, err
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return nil, errors.New("there is something after the object")
-	}
-	if len(clients) == 0 {
-		return nil, errors.New("there is no client")
 	}
 	return clients, nil
 }
 
-func parseClient(d *json.Decoder) (client, error) {
-	var entry struct {
-		Digest string         `json:"secret_sha256"`
-		Claims map[string]any `json:"claims"`
+func newClient(entry any) (client, error) {
+	members, _ := entry.(map[string]any)
+	digits, _ := members["secret_sha256"].(string)
+	digest, err := hex.DecodeString(digits)
+	if err != nil || len(digest) != sha256.Size || [sha256.Size]byte(digest) == sha256.Sum256(nil) {
+		return client{}, errors.New("secret_sha256 has to be the 64 hex digits of the SHA-256 digest of a secret that is not empty")
 	}
-	if err := d.Decode(&entry); err != nil {
-		return client{}, err
-	}
-	digest, err := hex.DecodeString(entry.Digest)
-	if err != nil || len(digest) != sha256.Size {
-		return client{}, errors.New("secret_sha256 has to be the 64 hex digits of a SHA-256 digest")
-	}
-	c := client{[sha256.Size]byte(digest), entry.Claims}
-	if c.digest == sha256.Sum256(nil) {
-		return client{}, errors.New("secret_sha256 is that of an empty secret")
+	claims, ok := members["claims"].(map[string]any)
+	ok = ok || members["claims"] == nil
+	delete(members, "secret_sha256")
+	delete(members, "claims")
+	if !ok || len(members) > 0 {
+		return client{}, errors.New("it has to have secret_sha256, an object of claims if any, and nothing else")
 	}
 	for _, name := range []string{"sub", "exp", "iat", "nbf", "jti"} {
-		if _, ok := c.claims[name]; ok {
+		if _, ok := claims[name]; ok {
 			return client{}, fmt.Errorf("%s cannot be registered: it is the server's to say", name)
 		}
 	}
-	return c, checkClaims(c.claims)
+	return client{[sha256.Size]byte(digest), claims}, checkClaims(claims)
 }
 
 // A document is JSON that is made once and served many times, to caches and browsers.

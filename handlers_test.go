@@ -445,11 +445,11 @@ func TestDiscovery(t *testing.T) {
 		{"with -clients", clientsFile(t), `["client_credentials"]`, `["client_secret_basic","client_secret_post"]`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			h, _ := start(t, "-issuer", "https://issuer.test/<a>&b", "-clients", test.clients)
+			h, _ := start(t, "-issuer", "https://issuer.test/a/b", "-clients", test.clients)
 			want := `{"grant_types_supported":` + test.grants + `,"id_token_signing_alg_values_supported":["RS256"],` +
-				`"issuer":"https://issuer.test/<a>&b","jwks_uri":"https://issuer.test/<a>&b/.well-known/jwks.json",` +
+				`"issuer":"https://issuer.test/a/b","jwks_uri":"https://issuer.test/a/b/.well-known/jwks.json",` +
 				`"response_types_supported":["id_token"],"subject_types_supported":["public"],` +
-				`"token_endpoint":"https://issuer.test/<a>&b/auth","token_endpoint_auth_methods_supported":` + test.authMethods + "}\n"
+				`"token_endpoint":"https://issuer.test/a/b/auth","token_endpoint_auth_methods_supported":` + test.authMethods + "}\n"
 			if w := do(h, "GET", discoveryPath, ""); w.Body.String() != want {
 				t.Errorf("GET %s = %s; want %s", discoveryPath, w.Body, want)
 			}
@@ -584,6 +584,7 @@ func TestBody(t *testing.T) {
 			`{"grant_type":"password","username":"alice","password":"hush","client_id":"hush","client_secret":"hush","audience":["x"],"scope":"a b"}`,
 			`{"aud":["x"],"scope":"a b","sub":"alice"}`},
 		{"sub in a form", formLabel, "sub=alice%20b", `{"aud":"api","sub":"alice b"}`},
+		{"a line feed after the form", formLabel, "sub=alice\n", `{"aud":"api","sub":"alice"}`},
 		{"username sets sub", formLabel + "; charset=UTF-8", "username=alice", `{"aud":"api","sub":"alice"}`},
 		{"aud sets aud", "", "aud=x", `{"aud":"x","sub":"user123"}`},
 		{"audience sets aud", strings.ToUpper(formLabel), "audience=x", `{"aud":"x","sub":"user123"}`},
@@ -618,8 +619,10 @@ func TestBodyRefused(t *testing.T) {
 		bodies      bodies
 		code, says  string
 	}{
-		{"anything after the object", formLabel, bodies{`{} {}`, `{}x`, `{},`, `{"a":1}}`, `{}null`, "{}\x00", "{}&sub=x"}, "invalid_request", "after its JSON object"},
-		{"damaged JSON", "application/json", bodies{`{`, `{"a"}`, `{"a":1,}`, `{'a':1}`, `{"a":"`, `{"a":01}`, `{"a":NaN}`, "{\"\x01\":1}"}, "invalid_request", "not a JSON object"},
+		{"anything after the object", formLabel, bodies{`{} {}`, `{}x`, `{},`, `{"a":1}}`, `{}null`, "{}\x00", "{}&sub=x"}, "invalid_request", "something after it"},
+		{"damaged JSON", "application/json", bodies{`{`, `{"a"}`, `{"a":1,}`, `{'a':1}`, `{"a":"`, `{"a":01}`, `{"a":NaN}`, "{\"\x01\":1}"}, "invalid_request", "not one JSON object"},
+		{"a claim twice", "application/json", bodies{`{"sub":"a","sub":"a"}`, `{"x":{"y":[{"z":1,"z":1}]}}`}, "invalid_request", "is there twice"},
+		{"a byte order mark", formLabel, bodies{"\xef\xbb\xbf{\"sub\":\"alice\"}"}, "invalid_request", "has to be a JSON object"},
 		{"two names for sub, in JSON", formLabel, bodies{`{"sub":"a","username":"a"}`, `{"username":"","sub":""}`}, "invalid_request", "username and sub"},
 		{"two names for aud, in JSON", formLabel, bodies{`{"audience":"a","aud":["b"]}`}, "invalid_request", "audience and aud"},
 		{"two names for sub, in a form", formLabel, bodies{"sub=a&username=a"}, "invalid_request", "username and sub"},
@@ -1010,6 +1013,7 @@ func TestAuthentication(t *testing.T) {
 		{"a null claim in JSON", encoded("app", secretsOf["app"]), `{"admin":null}`, "invalid_request"},
 		{"exp in JSON", "", `{"client_id":"app","client_secret":"hush-app","exp":1}`, "invalid_request"},
 		{"the only grant is client_credentials", encoded("app", secretsOf["app"]), "grant_type=password", "unsupported_grant_type"},
+		{"a whole password grant", encoded("app", secretsOf["app"]), "grant_type=password&username=app&password=x", "unsupported_grant_type"},
 		{"the only grant is client_credentials, in the form", "", secret("bare") + "&grant_type=refresh_token", "unsupported_grant_type"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -1069,13 +1073,13 @@ func TestClientsFile(t *testing.T) {
 		{"something after the object", entry("") + entry(""), []string{"something after"}},
 		{"a brace after the object", entry("") + "}", []string{"something after"}},
 		{"an object that does not end", `{"zoe":{"secret_sha256":"` + good + `"}`, []string{"EOF"}},
-		{"a client that does not end", `{"zoe":{"secret_sha256":"` + good + `"`, []string{`client "zoe"`, "EOF"}},
+		{"a client that does not end", `{"zoe":{"secret_sha256":"` + good + `"`, []string{"zoe", "EOF"}},
 		{"a name that does not end", `{"zoe`, []string{"EOF"}},
 		{"a comma too much", `{"zoe":{"secret_sha256":"` + good + `"},}`, []string{"invalid character"}},
 		{"a list that ends as one", `{"zoe":{"secret_sha256":"` + good + `"}]`, []string{"invalid character"}},
 		{"a name that is none", `{5:{}}`, []string{"invalid character"}},
 		{"a client that is null", `{"zoe":null}`, []string{`client "zoe"`, "secret_sha256"}},
-		{"a client that is a string", `{"zoe":"` + good + `"}`, []string{`client "zoe"`, "string"}},
+		{"a client that is a string", `{"zoe":"` + good + `"}`, []string{`client "zoe"`, "secret_sha256"}},
 		{"a client without a digest", `{"zoe":{}}`, []string{`client "zoe"`, "64 hex digits"}},
 		{"a digest that is null", `{"zoe":{"secret_sha256":null}}`, []string{`client "zoe"`, "64 hex digits"}},
 		{"a digest that is a number", `{"zoe":{"secret_sha256":1234567890}}`, []string{`client "zoe"`, "secret_sha256"}},
@@ -1083,12 +1087,16 @@ func TestClientsFile(t *testing.T) {
 		{"a digest too short", `{"zoe":{"secret_sha256":"` + good[2:] + `"}}`, []string{`client "zoe"`, "64 hex digits"}},
 		{"a digest too long", `{"zoe":{"secret_sha256":"` + good + `00"}}`, []string{`client "zoe"`, "64 hex digits"}},
 		{"a digest with another letter", `{"zoe":{"secret_sha256":"` + good[1:] + `g"}}`, []string{`client "zoe"`, "64 hex digits"}},
-		{"the digest of nothing", `{"zoe":{"secret_sha256":"` + digestOf("") + `"}}`, []string{`client "zoe"`, "empty secret"}},
+		{"the digest of nothing", `{"zoe":{"secret_sha256":"` + digestOf("") + `"}}`, []string{`client "zoe"`, "not empty"}},
 		{"an unknown member", entry(`,"claim":{}`), []string{`client "zoe"`, "claim"}},
 		{"claims that are a list", entry(`,"claims":[]`), []string{`client "zoe"`, "claims"}},
 		{"claims that are a string", entry(`,"claims":"hush"`), []string{`client "zoe"`, "claims"}},
 		{"an empty id", `{"":{"secret_sha256":"` + good + `"}}`, []string{`client ""`, "empty"}},
-		{"an id there twice", entry("")[:len(entry(""))-1] + "," + entry("")[1:], []string{`client "zoe"`, "twice"}},
+		{"an id there twice", entry("")[:len(entry(""))-1] + "," + entry("")[1:], []string{"zoe is there twice"}},
+		{"a digest there twice", entry(`,"secret_sha256":"` + good + `"`), []string{"zoe: secret_sha256 is there twice"}},
+		{"a claim there twice", entry(`,"claims":{"scope":"r","scope":"w"}`), []string{"zoe: claims: scope is there twice"}},
+		{"a member in capitals", `{"zoe":{"SECRET_SHA256":"` + good + `"}}`, []string{`client "zoe"`, "64 hex digits"}},
+		{"a secret as a member", `{"zoe":{"secret_sha256":"` + good + `","hush":"x"}}`, []string{`client "zoe"`, "nothing else"}},
 		{"sub registered", entry(`,"claims":{"sub":"x"}`), []string{`client "zoe"`, "sub cannot be registered"}},
 		{"exp registered", entry(`,"claims":{"exp":1}`), []string{`client "zoe"`, "exp cannot be registered"}},
 		{"iat registered", entry(`,"claims":{"iat":1}`), []string{`client "zoe"`, "iat cannot be registered"}},
