@@ -207,41 +207,39 @@ func readTokenRequest(w http.ResponseWriter, r *http.Request) (tokenRequest, err
 	return parseTokenRequest(r.Header.Get("Content-Type"), bytes.TrimSpace(body))
 }
 
-func parseTokenRequest(contentType string, body []byte) (request tokenRequest, err error) {
+func parseTokenRequest(contentType string, body []byte) (tokenRequest, error) {
+	var err error
 	parameters := map[string]any{}
 	switch {
 	case len(body) == 0:
 	case body[0] == '{':
 		if parameters, err = parseObject(body); err != nil {
-			return request, badRequest("the body is not one JSON object: %v", err)
+			return tokenRequest{}, badRequest("the body is not one JSON object: %v", err)
 		}
 	default:
 		if parameters, err = parseForm(contentType, string(body)); err != nil {
-			return request, err
+			return tokenRequest{}, err
 		}
 	}
 	for alias, name := range map[string]string{"username": "sub", "audience": "aud"} {
 		if v, ok := parameters[alias]; ok {
 			if _, both := parameters[name]; both {
-				return request, badRequest("%s and %s are the same claim: give one of them", alias, name)
+				return tokenRequest{}, badRequest("%s and %s are the same claim: give one of them", alias, name)
 			}
 			parameters[name] = v
 			delete(parameters, alias)
 		}
 	}
-	var password string
-	for name, field := range map[string]*string{
-		"grant_type": &request.grant, "client_id": &request.id, "client_secret": &request.secret, "password": &password,
-	} {
-		if v, ok := parameters[name]; ok {
-			if *field, ok = v.(string); !ok {
-				return request, badRequest("%s has to be a string", name)
-			}
-			delete(parameters, name)
-		}
+	if err := checkClaims(parameters); err != nil {
+		return tokenRequest{}, err
 	}
-	request.claims = parameters
-	return request, checkClaims(parameters)
+	take := func(name string) string {
+		value, _ := parameters[name].(string)
+		delete(parameters, name)
+		return value
+	}
+	take("password")
+	return tokenRequest{take("grant_type"), take("client_id"), take("client_secret"), parameters}, nil
 }
 
 // parseObject returns the members of the JSON object that content is. Numbers keep
@@ -334,12 +332,12 @@ func parseForm(contentType, body string) (map[string]any, error) {
 	return parameters, nil
 }
 
-// checkClaims refuses a registered claim (RFC 7519 section 4.1) or a scope (RFC 8693
-// section 4.2) that is not of its type.
+// checkClaims refuses a registered claim (RFC 7519 section 4.1) or a parameter of OAuth
+// 2.0 that is not of its type.
 func checkClaims(claims map[string]any) error {
 	for name, value := range claims {
 		switch name {
-		case "iss", "sub", "jti", "scope":
+		case "iss", "sub", "jti", "scope", "grant_type", "client_id", "client_secret", "password":
 			if _, ok := value.(string); !ok {
 				return badRequest("%s has to be a string", name)
 			}
