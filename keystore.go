@@ -117,8 +117,7 @@ func openKeystore(ctx context.Context, cfg config, log *log.Logger) (*keystore, 
 	if err := s.grow(ctx, s.publishAhead+early); err != nil {
 		if _, ok := s.signing(clock()); !ok {
 			return nil, err
-		}
-		s.log.Print(oneLine(err))
+		} // else the loop logs it
 	}
 	return s, nil
 }
@@ -127,13 +126,9 @@ func openKeystore(ctx context.Context, cfg config, log *log.Logger) (*keystore, 
 func (s *keystore) keep(ctx context.Context) {
 	var said time.Time // when the log last had the trouble that lasts
 	signer, _ := s.signing(clock())
-	for ticker := time.NewTicker(tick); ; {
-		select {
-		case <-ctx.Done():
-			ticker.Stop()
-			return
-		case <-ticker.C:
-		}
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for {
 		err := s.grow(ctx, s.publishAhead+early)
 		if k, ok := s.signing(clock()); ok && k.kid != signer.kid {
 			s.log.Printf("takes over: %s", s.describe(k))
@@ -145,6 +140,11 @@ func (s *keystore) keep(ctx context.Context) {
 		} else if err == nil && !said.IsZero() {
 			s.log.Printf("all is well with the keys again")
 			said = time.Time{}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
 		}
 	}
 }
@@ -173,7 +173,7 @@ func (s *keystore) grow(ctx context.Context, ahead time.Duration) error {
 				takeover = last
 			}
 		}
-		if s.spare == nil || holds(s.keys, thumbprint(&s.spare.PublicKey)) {
+		if s.spare == nil {
 			if s.spare, err = s.generate(ctx); err != nil {
 				return errors.Join(err, faults)
 			}
@@ -181,6 +181,10 @@ func (s *keystore) grow(ctx context.Context, ahead time.Duration) error {
 		}
 		k := newKey(s.spare, takeover.Add(s.keyTTL))
 		if err := s.write(k); err != nil {
+			return errors.Join(err, faults)
+		}
+		s.spare = nil // for good: no key ever has another expiry
+		if err := syncDir(s.dir); err != nil {
 			return errors.Join(err, faults)
 		}
 		s.files = append(s.files, k.file())
@@ -301,10 +305,6 @@ func (s *keystore) unpublishedKey(ctx context.Context) (key, error) {
 	return s.unpublished, nil
 }
 
-func holds(keys []key, kid string) bool {
-	return slices.ContainsFunc(keys, func(k key) bool { return k.kid == kid })
-}
-
 // replace makes keys the store's. The caller holds making.
 func (s *keystore) replace(keys []key) {
 	slices.SortFunc(keys, func(a, b key) int { return cmp.Compare(a.file(), b.file()) })
@@ -376,7 +376,7 @@ func (s *keystore) reread() (faults, err error) {
 			s.log.Printf("revoked, since its file is gone from %s: key %s", s.dir, k.kid)
 			continue
 		default:
-			if fault := s.write(k); fault != nil {
+			if fault := cmp.Or(s.write(k), syncDir(s.dir)); fault != nil {
 				err = fault
 				break
 			}
@@ -392,7 +392,7 @@ func (s *keystore) reread() (faults, err error) {
 		}
 		path := filepath.Join(s.dir, name)
 		k, fault := readKey(path)
-		if fault == nil && holds(keys, k.kid) {
+		if fault == nil && slices.ContainsFunc(keys, func(held key) bool { return held.kid == k.kid }) {
 			fault = errors.New("holds the key of another file")
 		}
 		if fault == nil {
@@ -447,8 +447,8 @@ func (s *keystore) remove(k key) error {
 	return nil
 }
 
-// write makes k durable: a temporary file in the same directory is written, synced
-// and renamed, and the directory synced.
+// write makes the file of k: a temporary one in the same directory is written, synced
+// and renamed. It is durable once syncDir has returned.
 func (s *keystore) write(k key) error {
 	if s.dir == "" {
 		return nil
@@ -465,9 +465,6 @@ func (s *keystore) write(k key) error {
 	}
 	if err == nil {
 		err = os.Rename(file.Name(), filepath.Join(s.dir, k.file()))
-	}
-	if err == nil {
-		err = syncDir(s.dir)
 	}
 	if err != nil {
 		return fmt.Errorf("cannot store a key: %w; make %s writable, with room in it", err, s.dir)
@@ -515,15 +512,17 @@ func parseKey(name string, content []byte) (key, error) {
 
 // syncDir makes the renames in dir durable, which Windows neither offers nor needs.
 func syncDir(dir string) error {
-	if runtime.GOOS == "windows" {
+	if dir == "" || runtime.GOOS == "windows" {
 		return nil
 	}
 	d, err := os.Open(dir)
-	if err != nil {
-		return err
+	if err == nil {
+		err = cmp.Or(d.Sync(), d.Close())
 	}
-	defer d.Close()
-	return d.Sync()
+	if err != nil {
+		return fmt.Errorf("cannot sync the keys directory: %w", err)
+	}
+	return nil
 }
 
 // clock reads the wall clock alone: the monotonic one stops while a laptop sleeps

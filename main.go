@@ -122,14 +122,14 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	case <-ctx.Done():
 	}
 	log.Printf("stopping: requests in flight have %s; another signal ends them at once", drain)
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
+	draining, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
 	defer cancel()
-	if err := server.Shutdown(ctx); err != nil {
+	if err := server.Shutdown(draining); err != nil {
 		log.Printf("stopped with requests in flight: %v", err)
 	}
 	select {
 	case <-kept:
-	case <-ctx.Done():
+	case <-draining.Done():
 	}
 	return nil
 }
