@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -285,16 +286,35 @@ func (s *running) mustSet(t *testing.T) keySet {
 	return set
 }
 
-// alive verifies tokens, and returns those that have not expired.
-func (set keySet) alive(t *testing.T, tokens []string) []string {
+// alive verifies tokens that servers issued, by their signatures alone, for their
+// clocks may differ. It returns those that have not expired.
+func (set keySet) alive(t *testing.T, tokens []string, servers string) []string {
 	t.Helper()
-	return slices.DeleteFunc(tokens, func(token string) bool {
+	var left, failed []string
+	for _, token := range tokens {
 		_, err := set.verify(token)
-		if err != nil && !errors.Is(err, jwt.ErrTokenExpired) {
-			t.Errorf("a live token of kid %s: %v", kidOf(t, token), err)
+		expired := time.Now().Unix() >= timesOf(t, token).Exp
+		switch {
+		case err == nil, errors.Is(err, jwt.ErrTokenUsedBeforeIssued) && !expired:
+			left = append(left, token)
+		case !expired:
+			failed = append(failed, fmt.Sprintf("kid %s, %+v: %v", kidOf(t, token), timesOf(t, token), err))
 		}
-		return err != nil
-	})
+	}
+	if failed != nil {
+		t.Errorf("%s: %d of %d live tokens are refused: %s", servers, len(failed), len(failed)+len(left), failed[0])
+	}
+	return left
+}
+
+// timesOf returns when a token was issued and expires.
+func timesOf(t *testing.T, token string) (times struct{ Iat, Exp int64 }) {
+	t.Helper()
+	part, err := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[1])
+	if err := errors.Join(err, json.Unmarshal(part, &times)); err != nil {
+		t.Fatal(err)
+	}
+	return times
 }
 
 // keyFiles returns the names of the key files in dir, in their order, each of which
@@ -709,12 +729,12 @@ func TestKill9AtAnyMomentLosesNoToken(t *testing.T) {
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 	dir := t.TempDir()
-	flags := []string{"-keys", dir, "-key-ttl", "2s", "-token-ttl", "1s", "-publish-ahead", "2s"}
+	flags := []string{"-keys", dir, "-key-ttl", "3s", "-token-ttl", "1s", "-publish-ahead", "1s"}
 	var tokens []string
-	verified, torn := 0, 0
+	verified := 0
 	for range 100 {
 		s := startServer(t, flags...)
-		tokens = s.mustSet(t).alive(t, tokens)
+		tokens = s.mustSet(t).alive(t, tokens, "after a kill")
 		verified += len(tokens)
 		keyFiles(t, dir)
 		killed := make(chan struct{})
@@ -738,31 +758,37 @@ func TestKill9AtAnyMomentLosesNoToken(t *testing.T) {
 				time.Sleep(2 * time.Millisecond)
 			}
 		}()
-		life := time.Duration(random.IntN(150)) * time.Millisecond
-		if random.IntN(3) > 0 {
-			time.Sleep(life)
-		} else { // in the middle of a write, if one comes
-			litter := len(leftovers(t, dir))
-			for begin := time.Now(); time.Since(begin) < 4*life; time.Sleep(100 * time.Microsecond) {
-				if len(leftovers(t, dir)) > litter {
-					break
-				}
-			}
+		if random.IntN(32) > 0 {
+			time.Sleep(time.Duration(random.IntN(100)) * time.Millisecond)
+		} else {
+			writing(t, dir, 1500*time.Millisecond)
 		}
 		close(killed)
 		s.kill()
 		tokens = append(tokens, <-taken...)
-		if random.IntN(5) == 0 { // and at a moment of the start
-			path, _ := binary()
+		if random.IntN(3) == 0 { // and while the next one starts and makes keys
+			path, err := binary()
+			if err != nil {
+				t.Fatal(err)
+			}
 			early := start(t, nil, path, flags...)
-			time.Sleep(time.Duration(random.IntN(60)) * time.Millisecond)
+			writing(t, dir, time.Duration(random.IntN(250))*time.Millisecond)
+			time.Sleep(time.Duration(random.IntN(6)) * time.Millisecond)
 			early.kill()
 		}
 	}
-	torn = len(leftovers(t, dir))
-	t.Logf("%d verifications of tokens that a kill outlived, %d writes cut short", verified, torn)
+	t.Logf("%d verifications of tokens that a kill outlived, %d writes cut short", verified, len(leftovers(t, dir)))
 	if verified < 100 {
 		t.Errorf("only %d tokens outlived a kill", verified)
+	}
+}
+
+// writing waits until a key file is being written in dir, for some time at most.
+func writing(t *testing.T, dir string, most time.Duration) {
+	t.Helper()
+	before := len(leftovers(t, dir))
+	for begin := time.Now(); time.Since(begin) < most && len(leftovers(t, dir)) <= before; {
+		time.Sleep(200 * time.Microsecond)
 	}
 }
 
@@ -794,15 +820,7 @@ func verifyAcross(t *testing.T, until time.Time, servers []*atomic.Pointer[runni
 					t.Errorf("replica %d signs with %s, replica %d with %s", i, kid, j, kidOf(t, same))
 				}
 				tokens = append(tokens, token, again)
-				tokens = slices.DeleteFunc(tokens, func(token string) bool {
-					_, err := set.verify(token)
-					ahead := errors.Is(err, jwt.ErrTokenUsedBeforeIssued) && !oneClock // its signature is good
-					if err != nil && !ahead && !errors.Is(err, jwt.ErrTokenExpired) {
-						t.Errorf("a token of replica %d, kid %s, with the set of replica %d: %v", i, kidOf(t, token), j, err)
-						return true
-					}
-					return err != nil && !ahead
-				})
+				tokens = set.alive(t, tokens, fmt.Sprintf("the set of replica %d, tokens of %d", j, i))
 				count.Add(int64(len(tokens)))
 			}
 		})
@@ -873,22 +891,9 @@ func TestReplicasWithClocksTwoSecondsApartVerifyEachOther(t *testing.T) {
 	servers[0].Store(fast)
 	servers[1].Store(exact)
 	verifyAcross(t, time.Now().Add(12*time.Second), servers, false)
-	if ahead := time.Unix(issuedAt(t, fast.mustToken(t))-issuedAt(t, exact.mustToken(t)), 0).Unix(); ahead < 1 || ahead > 3 {
+	if ahead := timesOf(t, fast.mustToken(t)).Iat - timesOf(t, exact.mustToken(t)).Iat; ahead < 1 || ahead > 3 {
 		t.Errorf("the fast clock is %d s fast; want 2", ahead)
 	}
-}
-
-func issuedAt(t *testing.T, token string) int64 {
-	t.Helper()
-	parsed, _, err := jwt.NewParser().ParseUnverified(token, jwt.MapClaims{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	at, err := parsed.Claims.GetIssuedAt()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return at.Unix()
 }
 
 func TestAnEmptiedDirectoryIsFilledAgain(t *testing.T) {
@@ -902,7 +907,7 @@ func TestAnEmptiedDirectoryIsFilledAgain(t *testing.T) {
 		}
 	}
 	eventually(t, "the key files are back", func() bool { return slices.Equal(keyFiles(t, dir), before) })
-	s.mustSet(t).alive(t, []string{token, s.mustToken(t)})
+	s.mustSet(t).alive(t, []string{token, s.mustToken(t)}, "emptied directory")
 	if n := len(s.mustSet(t)); n != len(before) {
 		t.Errorf("the set has %d keys; want %d", n, len(before))
 	}
@@ -914,7 +919,7 @@ func TestRemovingAFileRevokesItsKey(t *testing.T) {
 	dir := t.TempDir()
 	s, replica := startServer(t, "-keys", dir), startServer(t, "-keys", dir)
 	revoked := map[string]bool{}
-	for i, which := range []string{"first", "last", "last", "first"} {
+	for i, which := range []string{"last", "last", "first", "last"} {
 		names := keyFiles(t, dir)
 		name := names[0]
 		if which == "last" {
@@ -928,10 +933,13 @@ func TestRemovingAFileRevokesItsKey(t *testing.T) {
 			t.Fatal(err)
 		}
 		revoked[kid] = true
-		// Both know of it and have a full queue again.
-		eventually(t, fmt.Sprintf("the %s key is revoked, and replaced (%d)", which, i), func() bool {
+		left := len(names) - 1
+		if which == "last" { // then the queue is too short
+			left++
+		}
+		eventually(t, fmt.Sprintf("removal %d: the %s key is revoked, and the queue is full", i, which), func() bool {
 			a, b := s.mustSet(t), replica.mustSet(t)
-			return a[kid] == nil && b[kid] == nil && len(a) >= len(names) && len(b) >= len(names)
+			return a[kid] == nil && b[kid] == nil && len(a) >= left && len(b) >= left
 		})
 		if which == "first" && kidOf(t, s.mustToken(t)) != strings.Split(names[1], ".")[1] {
 			t.Errorf("after the revocation the next key does not sign")
@@ -985,7 +993,7 @@ func TestHostileClientsHurtNobodyElse(t *testing.T) {
 		t.Run("others are answered", func(t *testing.T) {
 			t.Parallel()
 			for range 100 {
-				s.mustSet(t).alive(t, []string{s.mustToken(t)})
+				s.mustSet(t).alive(t, []string{s.mustToken(t)}, "others")
 				time.Sleep(100 * time.Millisecond)
 			}
 		})
@@ -1190,7 +1198,7 @@ func TestClientsThatWentAwayLeaveTheSigningQueue(t *testing.T) {
 		conn.Close()
 	}
 	token := s.mustToken(t)
-	s.mustSet(t).alive(t, []string{token})
+	s.mustSet(t).alive(t, []string{token}, "after the flood")
 	eventually(t, "all have left", func() bool { return strings.Count(s.log.String(), `"/auth" 503`) > requests/10 })
 	before := strings.Count(s.log.String(), `"/auth" `)
 	time.Sleep(300 * time.Millisecond)
