@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -447,4 +448,16 @@ func TestThousandsOfIdleConnectionsHurtNobodyElse(t *testing.T) {
 	if _, err := net.Dial("tcp", s.addr()); err != nil {
 		t.Error(err)
 	}
+}
+
+func TestAReplicaThatCannotWriteLivesOnTheOthersKeys(t *testing.T) {
+	t.Parallel()
+	flags := []string{"-keys", t.TempDir(), "-key-ttl", "4s", "-token-ttl", "2s", "-publish-ahead", "3s"}
+	servers := []*atomic.Pointer[running]{{}, {}}
+	for i := range servers {
+		servers[i].Store(startServer(t, flags...))
+	}
+	limitFiles(t, servers[0].Load(), 0)
+	time.Sleep(2 * time.Second)
+	verifyAcross(t, time.Now().Add(8*time.Second), servers, true) // longer than the keys it has seen made
 }
