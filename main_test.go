@@ -842,7 +842,7 @@ func TestReplicasActAsOneWhileOneIsKilledAgainAndAgain(t *testing.T) {
 		replica := &atomic.Pointer[running]{}
 		replica.Store(startServer(t, flags...))
 		servers = append(servers, replica)
-		time.Sleep(330 * time.Millisecond) // they look at the directory at different moments
+		time.Sleep(20 * time.Millisecond) // they look at the directory soon after one another
 	}
 	time.Sleep(2 * time.Second)
 	made := func() (n int) {
@@ -869,11 +869,14 @@ func TestReplicasActAsOneWhileOneIsKilledAgainAndAgain(t *testing.T) {
 			servers[2].Store(startServer(t, flags...))
 		}
 	}
-	// One server makes a key a second with these flags, and its directory holds eleven at most.
-	if n, most := made()+gone-before, int(time.Since(begin).Seconds())+4; n > most {
-		t.Errorf("three replicas made %d keys; want one for all: %d at most", n, most)
+	// One server makes a key a second with these flags, and its directory holds eleven at
+	// most. Two may make one at once, but not each time.
+	seconds := int(time.Since(begin).Seconds())
+	t.Logf("%d keys made in %d s, %d key files", made()+gone-before, seconds, len(keyFiles(t, dir)))
+	if n := made() + gone - before; n > seconds*3/2 {
+		t.Errorf("three replicas made %d keys in %d s; want one for all a second", n, seconds)
 	}
-	if n := len(keyFiles(t, dir)); n < 9 || n > 15 {
+	if n := len(keyFiles(t, dir)); n < 9 || n > 14 {
 		t.Errorf("%d key files; want 9 to 11, and a few more at most", n)
 	}
 }
