@@ -228,23 +228,16 @@ func TestAServerThatSleptWakesWithFreshKeys(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	s := startServer(t, "-keys", dir, "-key-ttl", "2s", "-token-ttl", "1s", "-publish-ahead", "1s")
-	seen := map[string]bool{}
-	for range 40 { // one key has taken over from another, and the last was made in the loop
-		for kid := range s.mustSet(t) {
-			seen[kid] = true
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	for name := range pause(t, s, func() map[string]bool {
-		time.Sleep(5 * time.Second)
-		names := map[string]bool{}
+	made := strings.Count(s.log.String(), "made: ")
+	eventually(t, "the loop makes a key", func() bool { return strings.Count(s.log.String(), "made: ") > made })
+	seen := pause(t, s, func() map[string]bool {
+		kids := map[string]bool{}
 		for _, name := range keyFiles(t, dir) {
-			names[strings.Split(name, ".")[1]] = true
+			kids[strings.Split(name, ".")[1]] = true
 		}
-		return names
-	}) {
-		seen[name] = true
-	}
+		time.Sleep(5 * time.Second) // until all have expired
+		return kids
+	})
 	set := s.mustSet(t)
 	token := s.mustToken(t)
 	s.mustSet(t).alive(t, []string{token}, "awake")
