@@ -171,6 +171,7 @@ func keyFiles(t testing.TB, dir string) map[string]time.Time {
 }
 
 func TestTokensVerifyForThreeDaysOfRotation(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		cfg := testConfig(t)
 		h, keys := newTest(t, cfg)
@@ -320,6 +321,7 @@ func TestThreeKeysAreMadeAtFirstAndThenOneEvery45Minutes(t *testing.T) {
 }
 
 func TestAServerThatSleptSignsCorrectlyAtOnce(t *testing.T) {
+	t.Parallel()
 	for _, slept := range []time.Duration{time.Hour, 2 * time.Hour, 24 * time.Hour} {
 		t.Run(slept.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -350,6 +352,7 @@ func TestAServerThatSleptSignsCorrectlyAtOnce(t *testing.T) {
 }
 
 func TestARestartKeepsTheKeys(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		down time.Duration
 		kept int // keys of before that are served
@@ -498,6 +501,7 @@ func TestAnExistingDirectoryKeepsItsMode(t *testing.T) {
 }
 
 func TestNoKeyIsUsedBeforeItIsOnDisk(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var logged bytes.Buffer
 		cfg := testConfig(t, "-keys", filepath.Join(t.TempDir(), "keys"))
@@ -551,6 +555,7 @@ func TestNoKeyIsUsedBeforeItIsOnDisk(t *testing.T) {
 }
 
 func TestReplicasFollowOneDirectory(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		cfg := testConfig(t)
 		var handlers []http.Handler
@@ -676,6 +681,7 @@ func keyPool(t testing.TB) func() *rsa.PrivateKey {
 }
 
 func TestNoVerifierThatCachesForLessThanPublishAheadRefusesALiveToken(t *testing.T) {
+	t.Parallel()
 	const month = 30 * 24 * time.Hour
 	policies := []policy{
 		{"jose", 10 * time.Minute, true, 30 * time.Second},

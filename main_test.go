@@ -139,12 +139,12 @@ func startServer(t *testing.T, args ...string) *running {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := start(t, nil, path, args...)
+	s := launch(t, nil, path, args...)
 	s.listens(t)
 	return s
 }
 
-func start(t *testing.T, attr *syscall.SysProcAttr, path string, args ...string) *running {
+func launch(t *testing.T, attr *syscall.SysProcAttr, path string, args ...string) *running {
 	t.Helper()
 	s := &running{cmd: exec.Command(path, append([]string{"-addr", "127.0.0.1:0"}, args...)...), done: make(chan struct{})}
 	s.cmd.Stderr = &s.log
@@ -319,9 +319,9 @@ func timesOf(t *testing.T, token string) (times struct{ Iat, Exp int64 }) {
 	return times
 }
 
-// keyFiles returns the names of the key files in dir, in their order, each of which
+// wholeFiles returns the names of the key files in dir, in their order, each of which
 // has to be whole; those that expire meanwhile may go.
-func keyFiles(t *testing.T, dir string) (names []string) {
+func wholeFiles(t *testing.T, dir string) (names []string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -483,7 +483,7 @@ func runBinary(t *testing.T, args ...string) (code int, lines []string, output s
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := start(t, nil, path, args...)
+	s := launch(t, nil, path, args...)
 	s.ended(t)
 	return s.outcome()
 }
@@ -613,7 +613,7 @@ func TestLogHasAKeysLifeAndNoSecret(t *testing.T) {
 			tokens = append(tokens, answer.Token)
 			of[kidOf(t, answer.Token)] = true
 		}
-		for _, name := range keyFiles(t, dir) {
+		for _, name := range wholeFiles(t, dir) {
 			content, _ := os.ReadFile(filepath.Join(dir, name))
 			if k, err := parseKey(name, content); err == nil {
 				secrets = append(secrets, k.private.D.String(), k.private.D.Text(16), k.private.Primes[0].String(), k.private.Primes[0].Text(16))
@@ -738,7 +738,7 @@ func TestKill9AtAnyMomentLosesNoToken(t *testing.T) {
 		s := startServer(t, flags...)
 		tokens = s.mustSet(t).alive(t, tokens, "after a kill")
 		verified += len(tokens)
-		keyFiles(t, dir)
+		wholeFiles(t, dir)
 		killed := make(chan struct{})
 		taken := make(chan []string)
 		go func() {
@@ -773,7 +773,7 @@ func TestKill9AtAnyMomentLosesNoToken(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			early := start(t, nil, path, flags...)
+			early := launch(t, nil, path, flags...)
 			writing(t, dir, time.Duration(random.IntN(250))*time.Millisecond)
 			time.Sleep(time.Duration(random.IntN(6)) * time.Millisecond)
 			early.kill()
@@ -872,11 +872,11 @@ func TestReplicasActAsOneWhileOneIsKilledAgainAndAgain(t *testing.T) {
 	// One server makes a key a second with these flags, and its directory holds eleven at
 	// most. Two may make one at once, but not each time.
 	seconds := int(time.Since(begin).Seconds())
-	t.Logf("%d keys made in %d s, %d key files", made()+gone-before, seconds, len(keyFiles(t, dir)))
+	t.Logf("%d keys made in %d s, %d key files", made()+gone-before, seconds, len(wholeFiles(t, dir)))
 	if n := made() + gone - before; n > seconds*3/2 {
 		t.Errorf("three replicas made %d keys in %d s; want one for all a second", n, seconds)
 	}
-	if n := len(keyFiles(t, dir)); n < 9 || n > 14 {
+	if n := len(wholeFiles(t, dir)); n < 9 || n > 14 {
 		t.Errorf("%d key files; want 9 to 11, and a few more at most", n)
 	}
 }
@@ -890,12 +890,12 @@ func TestReplicasThatStartTogetherMakeEachKeyOnce(t *testing.T) {
 	dir := t.TempDir()
 	var servers []*running
 	for range 4 { // a key of this size takes long to make, and each time another time
-		servers = append(servers, start(t, nil, path, "-keys", dir, "-key-ttl", "1000h", "-publish-ahead", "1s", "-key-bits", "3072"))
+		servers = append(servers, launch(t, nil, path, "-keys", dir, "-key-ttl", "1000h", "-publish-ahead", "1s", "-key-bits", "3072"))
 	}
 	for _, s := range servers {
 		s.listens(t)
 	}
-	if n := len(keyFiles(t, dir)); n > 2 { // two may be written at the same moment
+	if n := len(wholeFiles(t, dir)); n > 2 { // two may be written at the same moment
 		t.Errorf("four replicas made %d keys; want one", n)
 	}
 	eventually(t, "all sign with the same key", func() bool {
@@ -914,7 +914,7 @@ func TestReplicasWithClocksTwoSecondsApartVerifyEachOther(t *testing.T) {
 		t.Fatal(err)
 	}
 	flags := []string{"-keys", t.TempDir(), "-key-ttl", "8s", "-token-ttl", "4s", "-publish-ahead", "6s"}
-	fast, exact := start(t, nil, path, flags...), startServer(t, flags...) // at once, over an empty directory
+	fast, exact := launch(t, nil, path, flags...), startServer(t, flags...) // at once, over an empty directory
 	fast.listens(t)
 	time.Sleep(2 * time.Second)
 	servers := []*atomic.Pointer[running]{{}, {}}
@@ -930,13 +930,13 @@ func TestAnEmptiedDirectoryIsFilledAgain(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	s := startServer(t, "-keys", dir)
-	token, before := s.mustToken(t), keyFiles(t, dir)
+	token, before := s.mustToken(t), wholeFiles(t, dir)
 	for _, name := range before {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "the key files are back", func() bool { return slices.Equal(keyFiles(t, dir), before) })
+	eventually(t, "the key files are back", func() bool { return slices.Equal(wholeFiles(t, dir), before) })
 	s.mustSet(t).alive(t, []string{token, s.mustToken(t)}, "emptied directory")
 	if n := len(s.mustSet(t)); n != len(before) {
 		t.Errorf("the set has %d keys; want %d", n, len(before))
@@ -950,7 +950,7 @@ func TestRemovingAFileRevokesItsKey(t *testing.T) {
 	s, replica := startServer(t, "-keys", dir), startServer(t, "-keys", dir)
 	revoked := map[string]bool{}
 	for i, which := range []string{"last", "last", "first", "last"} {
-		names := keyFiles(t, dir)
+		names := wholeFiles(t, dir)
 		name := names[0]
 		if which == "last" {
 			name = names[len(names)-1]
