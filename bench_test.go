@@ -123,7 +123,7 @@ func BenchmarkBareServer(b *testing.B) {
 		b.Fatal(err)
 	}
 	fmt.Fprintf(os.Stderr, "listening on %s,\n", listener.Addr())
-	b.Fatal(http.Serve(listener, bareHandler(set)))
+	b.Fatal(newHTTPServer(bareHandler(set), log.Default()).Serve(listener))
 }
 
 // BenchmarkLoad measures the server as its users meet it, through sockets and as a
@@ -146,30 +146,23 @@ func BenchmarkLoad(b *testing.B) {
 	if err := os.WriteFile(set, server.get(b, jwks), 0o600); err != nil {
 		b.Fatal(err)
 	}
-	bare := func(procs int) *process {
-		return startProcess(b, []string{"JWKS_BARE_SERVER=" + set, fmt.Sprint("GOMAXPROCS=", procs)},
-			os.Args[0], "-test.run=^$", "-test.bench=^BenchmarkBareServer$")
-	}
-	same, fewer := bare(cores+1), bare(cores)
+	bare := startProcess(b, []string{"JWKS_BARE_SERVER=" + set}, os.Args[0], "-test.run=^$", "-test.bench=^BenchmarkBareServer$")
 	sign := rawSignature(b)
 
-	var sets, bareSame, bareFewer, tokens, raw []float64
+	var sets, bareSets, tokens, raw []float64
 	for range rounds {
 		sets = append(sets, server.load(b, jwks, 16, time.Second))
-		bareSame = append(bareSame, same.load(b, jwks, 16, time.Second))
-		bareFewer = append(bareFewer, fewer.load(b, jwks, 16, time.Second))
+		bareSets = append(bareSets, bare.load(b, jwks, 16, time.Second))
 		tokens = append(tokens, server.load(b, auth, 16, 2*time.Second))
 		raw = append(raw, rate(slices.Repeat([]func(){sign}, cores), 2*time.Second))
 	}
-	same.stop()
-	fewer.stop()
+	bare.stop()
 	fmt.Printf("\n%d cores, %s, %s\n", cores, cpuModel(), runtime.Version())
 	line := func(name string, value float64, unit string, more ...string) {
 		fmt.Printf("%-48s %8.4g %s%s\n", name, value, unit, strings.Join(more, ""))
 	}
 	line("JWK Sets", median(sets), "/s")
-	line("  a bare handler, as many Ps", median(bareSame), "/s", ratio(sets, bareSame))
-	line("  a bare handler, one P fewer", median(bareFewer), "/s", ratio(sets, bareFewer))
+	line("  a bare handler", median(bareSets), "/s", ratio(sets, bareSets))
 	line("tokens", median(tokens), "/s")
 	line("  raw signatures on as many cores", median(raw), "/s", ratio(tokens, raw))
 

@@ -803,7 +803,7 @@ func TestTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, keys := start(t)
 		for range cap(keys.turns) {
-			keys.turns <- struct{}{}
+			<-keys.turns
 		}
 		ask := func(ctx context.Context, target string, want time.Duration) *httptest.ResponseRecorder {
 			t.Helper()
@@ -824,7 +824,7 @@ func TestTurns(t *testing.T) {
 		if fetch(t, h); time.Since(start) != 0 {
 			t.Errorf("the JWK Set waited for %s; want no wait for a turn", time.Since(start))
 		}
-		time.AfterFunc(1700*time.Millisecond, func() { release(keys.turns) })
+		time.AfterFunc(1700*time.Millisecond, func() { keys.giveTurn() })
 		_, _, claims := granted(t, "a turn that comes", ask(t.Context(), "/auth", 1700*time.Millisecond))
 		if want := json.Number(strconv.FormatInt(time.Now().Unix(), 10)); claims["iat"] != want {
 			t.Errorf("iat after a wait = %v; want %v, of the moment of the turn", claims["iat"], want)
@@ -837,7 +837,7 @@ func TestTurns(t *testing.T) {
 func TestClientGoesAway(t *testing.T) {
 	h, keys := start(t)
 	for range cap(keys.turns) {
-		keys.turns <- struct{}{}
+		<-keys.turns
 	}
 	waited := make(chan time.Duration, 1)
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -898,7 +898,7 @@ func TestLogOfRequests(t *testing.T) {
 		do(h, "GET", "/a%0Ab%22?c", "")
 		check("GET \"/a\\nb\\\"\" 404 0s\n")
 		for range cap(keys.turns) {
-			keys.turns <- struct{}{}
+			<-keys.turns
 		}
 		do(h, "POST", "/auth", "")
 		check("POST \"/auth\" 503 2s\n")

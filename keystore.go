@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log"
 	"math/big"
@@ -79,16 +80,17 @@ type keystore struct {
 	config
 	log *log.Logger
 
-	// making is held while the directory is read and keys are made. It guards the
+	// making has a token for whoever reads the directory and makes keys. It guards the
 	// fields below it, and keys change only under it.
 	making      chan struct{}
 	files       []string        // the key files at the last look
 	spare       *rsa.PrivateKey // generated and not in use yet
 	unpublished key             // signs the tokens of ?expired=key
 
-	// turns is held for each RSA operation. There are as many turns as cores: more
-	// operations at once would only slow each other, and readers, down.
-	turns chan struct{}
+	// turns has a token for each RSA operation that may be under way: one per core, for
+	// more would only slow each other down. giveTurn gives one back.
+	turns    chan struct{}
+	giveTurn func()
 
 	mu    sync.Mutex // guards what follows; never held while a key is made or signs
 	keys  []key      // in the order of their files
@@ -105,6 +107,11 @@ func openKeystore(ctx context.Context, cfg config, log *log.Logger) (*keystore, 
 		log:    log,
 		making: make(chan struct{}, 1),
 		turns:  make(chan struct{}, runtime.GOMAXPROCS(0)),
+	}
+	s.giveTurn = func() { s.turns <- struct{}{} }
+	s.making <- struct{}{}
+	for range cap(s.turns) {
+		s.giveTurn()
 	}
 	if s.dir != "" {
 		if err := os.MkdirAll(s.dir, 0o700); err != nil {
@@ -153,10 +160,10 @@ func (s *keystore) keep(ctx context.Context) {
 // signing no sooner than ahead from now. The error says what stands in the way of
 // that, or which files it had to leave alone; the keys in hand stay good.
 func (s *keystore) grow(ctx context.Context, ahead time.Duration) error {
-	if err := acquire(ctx, s.making); err != nil {
+	if err := take(ctx, s.making); err != nil {
 		return err
 	}
-	defer release(s.making)
+	defer func() { s.making <- struct{}{} }()
 	for {
 		faults, err := s.reread()
 		if err != nil {
@@ -193,12 +200,33 @@ func (s *keystore) grow(ctx context.Context, ahead time.Duration) error {
 	}
 }
 
-// generate makes a private key, which takes a turn. The caller holds making.
-func (s *keystore) generate(ctx context.Context) (*rsa.PrivateKey, error) {
-	if err := acquire(ctx, s.turns); err != nil {
+// pollBetweenTurns makes every turn that is given back go through a pipe, until it is
+// closed. The Go scheduler looks at the network only where there is nothing to run, or
+// every 10 ms. Were a turn handed on directly, there would always be something to run
+// while requests wait for one; so there is not before the network has been looked at,
+// and reading the JWK Set waits for a signature at most.
+func (s *keystore) pollBetweenTurns() (io.Closer, error) {
+	given, give, err := os.Pipe()
+	if err != nil {
 		return nil, err
 	}
-	defer release(s.turns)
+	s.giveTurn = func() { give.Write([]byte{0}) }
+	go func() {
+		for turn := make([]byte, 1); ; s.turns <- struct{}{} {
+			if _, err := given.Read(turn); err != nil {
+				return
+			}
+		}
+	}()
+	return give, nil
+}
+
+// generate makes a private key, which takes a turn. The caller holds making.
+func (s *keystore) generate(ctx context.Context) (*rsa.PrivateKey, error) {
+	if err := take(ctx, s.turns); err != nil {
+		return nil, err
+	}
+	defer s.giveTurn()
 	return rsa.GenerateKey(rand.Reader, s.bits)
 }
 
@@ -243,12 +271,12 @@ func (s *keystore) sign(ctx context.Context, unpublished bool, claims func(now t
 	}
 	var err error
 	for {
-		if err := acquire(ctx, s.turns); err != nil {
+		if err := take(ctx, s.turns); err != nil {
 			return "", err
 		}
 		now := clock()
 		if k, ok := choose(now); ok {
-			defer release(s.turns)
+			defer s.giveTurn()
 			c, err := claims(now)
 			if err != nil {
 				return "", err
@@ -257,7 +285,7 @@ func (s *keystore) sign(ctx context.Context, unpublished bool, claims func(now t
 			token.Header["kid"] = k.kid
 			return token.SignedString(k.private)
 		}
-		release(s.turns)
+		s.giveTurn()
 		if err != nil {
 			return "", fmt.Errorf("%w: %w", errNoKey, err)
 		}
@@ -291,10 +319,10 @@ func (s *keystore) describe(k key) string {
 
 // unpublishedKey returns a key that is never in a JWK Set, made on first use.
 func (s *keystore) unpublishedKey(ctx context.Context) (key, error) {
-	if err := acquire(ctx, s.making); err != nil {
+	if err := take(ctx, s.making); err != nil {
 		return key{}, err
 	}
-	defer release(s.making)
+	defer func() { s.making <- struct{}{} }()
 	if s.unpublished.private == nil {
 		private, err := s.generate(ctx)
 		if err != nil {
@@ -529,14 +557,12 @@ func syncDir(dir string) error {
 // and would stretch an hour.
 func clock() time.Time { return time.Now().Round(0).UTC() }
 
-// acquire waits until semaphore has room, or until ctx ends.
-func acquire(ctx context.Context, semaphore chan struct{}) error {
+// take waits until there is a token, or until ctx ends.
+func take(ctx context.Context, tokens chan struct{}) error {
 	select {
-	case semaphore <- struct{}{}:
+	case <-tokens:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
-
-func release(semaphore chan struct{}) { <-semaphore }

@@ -18,7 +18,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -76,33 +75,24 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	pipe, err := keys.pollBetweenTurns()
+	if err != nil {
+		return err
+	}
+	defer pipe.Close()
 	listener, err := net.Listen("tcp", cfg.addr)
 	if err != nil {
 		return fmt.Errorf("cannot listen on %s: %w; choose another address with -addr", cfg.addr, err)
 	}
 	base := baseURL(listener.Addr(), cfg.tlsCert != "")
 	cfg.issuer = cmp.Or(cfg.issuer, base)
-	server := &http.Server{
-		Handler:           newHandler(cfg, keys, clients, log),
-		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      15 * time.Second,
-		IdleTimeout:       60 * time.Second,
-		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          log,
-	}
+	server := newHTTPServer(newHandler(cfg, keys, clients, log), log)
 	log.Printf("listening on %s, issuer %s", listener.Addr(), cfg.issuer)
 	log.Printf("JWK Set: %s/.well-known/jwks.json", base)
 	log.Printf("tokens: curl -X POST %s/auth", base)
 	if clients == nil && !listener.Addr().(*net.TCPAddr).IP.IsLoopback() {
 		log.Printf("warning: whoever reaches %s can have tokens; ask for secrets with -clients or listen on 127.0.0.1 with -addr", listener.Addr())
 	}
-
-	// One P more than signing uses: it is free to poll the network, which the
-	// scheduler otherwise does every 10 ms only while all of them compute.
-	cores := runtime.GOMAXPROCS(0)
-	runtime.GOMAXPROCS(cores + 1)
-	defer runtime.GOMAXPROCS(cores)
 
 	kept, served := make(chan struct{}), make(chan error, 1)
 	go func() {
@@ -132,6 +122,19 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	case <-draining.Done():
 	}
 	return nil
+}
+
+// newHTTPServer bounds what a client may take of the server.
+func newHTTPServer(h http.Handler, log *log.Logger) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      15 * time.Second,
+		IdleTimeout:       60 * time.Second,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          log,
+	}
 }
 
 // A config is what the flags say.
