@@ -175,6 +175,7 @@ func TestTokensVerifyForThreeDaysOfRotation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := testConfig(t)
 		h, keys := newTest(t, cfg)
+		keys.log.SetOutput(io.Discard)
 		keepRunning(t, keys)
 		start := time.Now()
 		end := start.Add(72 * time.Hour)
@@ -503,7 +504,7 @@ func TestAnExistingDirectoryKeepsItsMode(t *testing.T) {
 func TestNoKeyIsUsedBeforeItIsOnDisk(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var logged bytes.Buffer
+		var logged lockedBuffer
 		cfg := testConfig(t, "-keys", filepath.Join(t.TempDir(), "keys"))
 		h, keys := newTest(t, cfg)
 		keys.log.SetOutput(&logged)
