@@ -21,6 +21,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -181,8 +182,10 @@ func TestTokensVerifyForThreeDaysOfRotation(t *testing.T) {
 		end := start.Add(72 * time.Hour)
 		random := rand.New(rand.NewPCG(1, 2))
 
-		// A verifier fetches every second, as long as the set changes.
+		// A verifier fetches every few seconds, and remembers the sets.
+		const step = 5 * time.Second
 		var (
+			mu      sync.Mutex // tokens are checked by goroutines
 			etag    string
 			set     keySet
 			history []keySet
@@ -190,6 +193,8 @@ func TestTokensVerifyForThreeDaysOfRotation(t *testing.T) {
 			seen    = map[string]time.Time{}
 		)
 		watch := func() {
+			mu.Lock()
+			defer mu.Unlock()
 			w := do(h, "GET", "/.well-known/jwks.json", "", "If-None-Match", etag)
 			if w.Code != http.StatusNotModified {
 				etag, set = w.Header().Get("ETag"), parseSet(t, w.Body.Bytes())
@@ -209,10 +214,12 @@ func TestTokensVerifyForThreeDaysOfRotation(t *testing.T) {
 		}
 		check := func(token, when string) {
 			t.Helper()
+			mu.Lock()
+			defer mu.Unlock()
 			if _, err := fetch(t, h).verify(token); err != nil {
 				t.Errorf("%s, with the set of then: %v", when, err)
 			}
-			if age := int(cfg.publishAhead / time.Second); len(history) > age {
+			if age := int(cfg.publishAhead / step); len(history) > age {
 				if _, err := history[len(history)-1-age].verify(token); err != nil {
 					t.Errorf("%s, with a set fetched publish-ahead before: %v", when, err)
 				}
@@ -236,14 +243,14 @@ func TestTokensVerifyForThreeDaysOfRotation(t *testing.T) {
 			}
 			go use(token, claims)
 		}
-		for second, next := start, start; second.Before(end); time.Sleep(time.Until(second)) {
-			second = second.Add(time.Second)
+		for round, next := start, start; round.Before(end); time.Sleep(time.Until(round)) {
+			round = round.Add(step)
 			watch()
 			if !time.Now().Before(next) {
 				next = next.Add(time.Duration(random.IntN(int(6 * time.Minute))))
 				take()
 			}
-			if signer, ok := keys.signing(time.Now()); ok && keys.stops(signer).Before(second) {
+			if signer, ok := keys.signing(time.Now()); ok && keys.stops(signer).Before(round) {
 				time.Sleep(time.Until(keys.stops(signer)) + 1) // as soon as another key has taken over
 				take()
 			}
