@@ -134,7 +134,7 @@ func checkHeader(t testing.TB, request string, got, want http.Header) {
 	}
 }
 
-func TestRoutes(t *testing.T) {
+func TestEachPathAnswersItsMethodsAndNoOther(t *testing.T) {
 	h, _ := start(t)
 	w := do(h, "GET", "/", "")
 	if w.Code != http.StatusOK || w.Body.String() != "JWKS Server Running!" || w.Header().Get("Content-Type") != "text/plain" {
@@ -179,7 +179,7 @@ func TestRoutes(t *testing.T) {
 	})
 }
 
-func TestHead(t *testing.T) {
+func TestHEADWorksWhereGETDoes(t *testing.T) {
 	h, _ := start(t)
 	s := httptest.NewServer(h)
 	defer s.Close()
@@ -216,7 +216,7 @@ func TestHead(t *testing.T) {
 	}
 }
 
-func TestExpired(t *testing.T) {
+func TestExpiredTakesWhatParseBoolTakesAndKey(t *testing.T) {
 	h, keys := start(t)
 	keys.unpublished = newKey(readyMade()[1], time.Time{})
 	valid := func(_ jwt.MapClaims, err error) bool { return err == nil }
@@ -258,7 +258,7 @@ func TestExpired(t *testing.T) {
 	}
 }
 
-func TestExpiredKey(t *testing.T) {
+func TestTheKeyOfExpiredKeyIsNeverPublished(t *testing.T) {
 	h, keys := start(t)
 	var kids []string
 	for range 2 {
@@ -291,7 +291,7 @@ func TestExpiredKey(t *testing.T) {
 	}
 }
 
-func TestJWKSet(t *testing.T) {
+func TestAJWKHasSixMembersAndTheSoonestExpiringIsFirst(t *testing.T) {
 	cfg := testConfig(t)
 	putKey(t, cfg, 1, 3*time.Hour)
 	putKey(t, cfg, 0, time.Hour)
@@ -330,7 +330,7 @@ func documentHeader(w *httptest.ResponseRecorder, maxAge int, tag string) http.H
 	}
 }
 
-func TestDocumentHeaders(t *testing.T) {
+func TestDocumentsMayBeCachedForAPartOfPublishAhead(t *testing.T) {
 	strong := regexp.MustCompile(`^"[!#-~]{16,}"$`)
 	for publishAhead, maxAge := range map[string]int{"1s": 1, "20s": 1, "48s": 2, "1h": 150, "2h": 300, "13h": 300} {
 		h, _ := start(t, "-key-ttl", "24h", "-publish-ahead", publishAhead)
@@ -390,7 +390,7 @@ func TestETagChangesWithTheSet(t *testing.T) {
 	})
 }
 
-func TestIfNoneMatch(t *testing.T) {
+func TestWhoHasTheDocumentIsAnswered304(t *testing.T) {
 	h, _ := start(t)
 	for _, path := range []string{jwksPath, discoveryPath} {
 		full := do(h, "GET", path, "")
@@ -436,7 +436,7 @@ func TestIfNoneMatch(t *testing.T) {
 	}
 }
 
-func TestDiscovery(t *testing.T) {
+func TestDiscoveryTellsTheIssuerAndItsEndpoints(t *testing.T) {
 	for _, test := range []struct {
 		name, clients       string
 		grants, authMethods string
@@ -457,7 +457,7 @@ func TestDiscovery(t *testing.T) {
 	}
 }
 
-func TestToken(t *testing.T) {
+func TestATokenHasTheClaimsOfTheDesignAndNoOther(t *testing.T) {
 	for _, test := range []struct {
 		name, query string
 		args        []string
@@ -506,8 +506,8 @@ func TestToken(t *testing.T) {
 	}
 }
 
-// TestJTI estimates the random bits of a jti by the characters seen at its places.
-func TestJTI(t *testing.T) {
+// TestEachTokenHasAnIDOfItsOwn estimates the random bits of a jti by the characters seen at its places.
+func TestEachTokenHasAnIDOfItsOwn(t *testing.T) {
 	h, _ := start(t)
 	seen := map[string]bool{}
 	var places []map[byte]bool
@@ -561,7 +561,7 @@ func checkClaimsOf(t testing.TB, request string, claims map[string]any, want str
 	}
 }
 
-func TestBody(t *testing.T) {
+func TestABodyIsClaimsOrAForm(t *testing.T) {
 	h, _ := start(t, "-audience", "api")
 	for _, test := range []struct {
 		name, label, body string
@@ -611,7 +611,7 @@ func TestBody(t *testing.T) {
 	}
 }
 
-func TestBodyRefused(t *testing.T) {
+func TestABodyThatIsNeitherIsRefused(t *testing.T) {
 	h, _ := start(t)
 	type bodies = []string
 	for _, test := range []struct {
@@ -669,7 +669,7 @@ func TestBodyRefused(t *testing.T) {
 	}
 }
 
-func TestBodySize(t *testing.T) {
+func TestABodyHas16KiBAtMost(t *testing.T) {
 	h, _ := start(t)
 	for _, frame := range [][2]string{{`{"pad":"`, `"}`}, {"pad=", ""}, {"", `{"sub":"alice"}`}} {
 		pad := "x"
@@ -689,8 +689,8 @@ func TestBodySize(t *testing.T) {
 	}
 }
 
-// TestExp asks for an exp, which may not be later than the server's own.
-func TestExp(t *testing.T) {
+// TestNoTokenOutlivesItsKey asks for an exp, which may not be later than the server's own.
+func TestNoTokenOutlivesItsKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, _ := start(t)
 		time.Sleep(400 * time.Millisecond)
@@ -737,8 +737,8 @@ func TestExp(t *testing.T) {
 	})
 }
 
-// TestErrorCharacters has the server echo what section 5.2 of RFC 6749 forbids.
-func TestErrorCharacters(t *testing.T) {
+// TestErrorsHaveTheCharactersOfRFC6749Only has the server echo what section 5.2 of RFC 6749 forbids.
+func TestErrorsHaveTheCharactersOfRFC6749Only(t *testing.T) {
 	h, _ := start(t)
 	for _, test := range []struct{ target, body string }{
 		{"/auth?%\"\\", ""},
@@ -770,7 +770,7 @@ func TestErrorCharacters(t *testing.T) {
 	}
 }
 
-func TestNoKeyCanBeMade(t *testing.T) {
+func TestWithoutAKeyThereIs503AndNeverAnEmptySet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, keys := start(t)
 		if err := errors.Join(os.RemoveAll(keys.dir), os.WriteFile(keys.dir, nil, 0o600)); err != nil {
@@ -799,7 +799,7 @@ func TestNoKeyCanBeMade(t *testing.T) {
 	})
 }
 
-func TestTurns(t *testing.T) {
+func TestARequestWaitsTwoSecondsForItsTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, keys := start(t)
 		for range cap(keys.turns) {
@@ -832,9 +832,9 @@ func TestTurns(t *testing.T) {
 	})
 }
 
-// TestClientGoesAway sends a body over a connection: only when it has been read does
+// TestAClientThatWentAwayStopsWaiting sends a body over a connection: only when it has been read does
 // net/http see the client go.
-func TestClientGoesAway(t *testing.T) {
+func TestAClientThatWentAwayStopsWaiting(t *testing.T) {
 	h, keys := start(t)
 	for range cap(keys.turns) {
 		<-keys.turns
@@ -861,7 +861,7 @@ func TestClientGoesAway(t *testing.T) {
 	}
 }
 
-func TestServerError(t *testing.T) {
+func TestAnInternalCauseGoesToTheLogAndNotToTheClient(t *testing.T) {
 	_, keys := start(t)
 	keys.bits = 1 // which crypto/rsa refuses
 	var logged bytes.Buffer
@@ -873,7 +873,7 @@ func TestServerError(t *testing.T) {
 	}
 }
 
-func TestLogOfRequests(t *testing.T) {
+func TestVerboseLogsEachRequestWithoutItsQuery(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, keys := start(t, "-v")
 		var logged bytes.Buffer
@@ -938,7 +938,7 @@ func basic(user, password string) string {
 
 func encoded(id, secret string) string { return basic(url.QueryEscape(id), url.QueryEscape(secret)) }
 
-func TestAuthentication(t *testing.T) {
+func TestAClientAuthenticatesByBasicOrInTheForm(t *testing.T) {
 	var logged bytes.Buffer
 	cfg := testConfig(t, "-publish-ahead", "1s", "-v", "-audience", "api", "-clients", clientsFile(t))
 	putKey(t, cfg, 0, cfg.keyTTL)
@@ -1053,7 +1053,7 @@ func TestAuthentication(t *testing.T) {
 	}
 }
 
-func TestClientsFile(t *testing.T) {
+func TestAnyFaultInTheClientsFileStopsTheStart(t *testing.T) {
 	good := digestOf("hush")
 	entry := func(members string) string { return `{"zoe":{"secret_sha256":"` + good + `"` + members + `}}` }
 	for _, test := range []struct {

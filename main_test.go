@@ -644,26 +644,6 @@ func TestLogHasAKeysLifeAndNoSecret(t *testing.T) {
 	}
 }
 
-func TestVerboseLogsEachRequestWithoutItsQuery(t *testing.T) {
-	t.Parallel()
-	s := serveHere(t, append(slices.Clone(oneKey), "-v")...)
-	for _, test := range []struct{ method, target, want string }{
-		{"POST", "/auth?expired=true&password=p4ss", `POST "/auth" 200 `},
-		{"GET", "/", `GET "/" 200 `},
-		{"GET", "/auth", `GET "/auth" 405 `},
-		{"GET", "/no%0Awhere", `GET "/no\\nwhere" 404 `},
-	} {
-		if _, _, err := s.ask(test.method, test.target, ""); err != nil {
-			t.Fatal(err)
-		}
-		line := regexp.MustCompile(`(?m)^\S+ \S+ ` + test.want + `\d[\d.]*(µs|ms|s|m[\d.]+s)$`)
-		eventually(t, "a line for "+test.target, func() bool { return line.MatchString(s.log.String()) })
-	}
-	if log := s.log.String(); strings.Contains(log, "p4ss") || strings.Contains(log, "expired=") {
-		t.Errorf("a query is in the log:\n%s", log)
-	}
-}
-
 func TestDefaultIssuerIsTheURLListenedOn(t *testing.T) {
 	t.Parallel()
 	clients := filepath.Join(t.TempDir(), "clients.json")
