@@ -497,6 +497,30 @@ func TestKeyFilesArePrivatePKCS8NamedByExpiryAndKid(t *testing.T) {
 	}
 }
 
+func TestAKeyHasOneExpiry(t *testing.T) {
+	cfg := testConfig(t)
+	h, keys := newTest(t, cfg)
+	k := keys.keys[0]
+	content, err := os.ReadFile(filepath.Join(cfg.dir, k.file()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	longer := key{k.kid, k.private, k.expires.Add(24 * time.Hour)}
+	if err := os.WriteFile(filepath.Join(cfg.dir, longer.file()), content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const want = "holds the key of another file"
+	if err := keys.grow(t.Context(), 0); err == nil || !strings.Contains(err.Error(), longer.file()) || !strings.Contains(err.Error(), want) {
+		t.Errorf("a running server: %v; want that %s %s", err, longer.file(), want)
+	}
+	if n := len(fetch(t, h)); n != 3 { // fetch refuses a kid that is there twice
+		t.Errorf("%d keys are served; want 3", n)
+	}
+	if _, err := openKeystore(t.Context(), cfg, keys.log); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("a start: %v; want that %s %s", err, longer.file(), want)
+	}
+}
+
 func TestAnExistingDirectoryKeepsItsMode(t *testing.T) {
 	cfg := testConfig(t)
 	if err := os.Chmod(cfg.dir, 0o750); err != nil {
