@@ -462,6 +462,16 @@ func TestFlagsAtTheirBoundsAreAccepted(t *testing.T) {
 	}
 }
 
+// Those of the limits that a client can meet in a test's time are tested as it meets them.
+func TestTheServerHasTheLimitsOfTheDesign(t *testing.T) {
+	s := newHTTPServer(nil, nil)
+	got := []any{s.ReadHeaderTimeout, s.ReadTimeout, s.WriteTimeout, s.IdleTimeout, s.MaxHeaderBytes}
+	want := []any{5 * time.Second, 10 * time.Second, 15 * time.Second, 60 * time.Second, 16 << 10}
+	if !slices.Equal(got, want) {
+		t.Errorf("limits = %v; want %v", got, want)
+	}
+}
+
 func TestHelpListsEveryFlag(t *testing.T) {
 	t.Parallel()
 	code, _, output := runBinary(t, "-h")
