@@ -548,7 +548,7 @@ func syncDir(dir string) error {
 		err = cmp.Or(d.Sync(), d.Close())
 	}
 	if err != nil {
-		return fmt.Errorf("cannot sync the keys directory: %w", err)
+		return fmt.Errorf("cannot sync the keys directory: %w; check its disk", err)
 	}
 	return nil
 }
