@@ -36,15 +36,16 @@ const (
 // A server answers requests with what its keystore holds.
 type server struct {
 	config
-	keys    *keystore
-	clients map[string]client // those that may have tokens; nil means anybody
-	grants  []string          // the grant types of the token endpoint
-	log     *log.Logger
+	keys        *keystore
+	unpublished *keystore         // of the keys for ?expired=key
+	clients     map[string]client // those that may have tokens; nil means anybody
+	grants      []string          // the grant types of the token endpoint
+	log         *log.Logger
 }
 
 // newHandler returns the routes of the server, all of them.
 func newHandler(cfg config, keys *keystore, clients map[string]client, log *log.Logger) http.Handler {
-	s := &server{cfg, keys, clients, []string{"client_credentials"}, log}
+	s := &server{cfg, keys, keys.unpublished(), clients, []string{"client_credentials"}, log}
 	if clients == nil {
 		s.grants = append(s.grants, "password")
 	}
@@ -105,6 +106,43 @@ func (s *server) metadata() *document {
 	}, s.maxAge())
 }
 
+// A document is JSON that is made once and served many times, to caches and browsers.
+type document struct {
+	body   []byte
+	header http.Header
+}
+
+// newDocument makes a document of v that caches may keep for maxAge.
+func newDocument(v any, maxAge time.Duration) *document {
+	body, header := encode(v), http.Header{}
+	digest := sha256.Sum256(body)
+	header.Set("Access-Control-Allow-Origin", "*")
+	header.Set("Cache-Control", fmt.Sprintf("public, max-age=%d", maxAge/time.Second))
+	header.Set("Content-Length", strconv.Itoa(len(body)))
+	header.Set("Content-Type", "application/json")
+	header.Set("ETag", `"`+base64.RawURLEncoding.EncodeToString(digest[:16])+`"`)
+	return &document{body, header}
+}
+
+// serve answers with the document, or 304 if the client has it (RFC 9110 section
+// 13.1.2).
+func (d *document) serve(w http.ResponseWriter, r *http.Request) error {
+	h := w.Header()
+	maps.Copy(h, d.header)
+	for _, tags := range r.Header["If-None-Match"] {
+		for tag := range strings.SplitSeq(tags, ",") {
+			if tag = strings.Trim(tag, " \t"); tag == "*" || strings.TrimPrefix(tag, "W/") == d.header["Etag"][0] {
+				delete(h, "Content-Length")
+				delete(h, "Content-Type")
+				w.WriteHeader(http.StatusNotModified)
+				return nil
+			}
+		}
+	}
+	w.Write(d.body)
+	return nil
+}
+
 // auth is the token endpoint (RFC 6749 section 3.2).
 func (s *server) auth(w http.ResponseWriter, r *http.Request) error {
 	expired, unpublished, err := parseExpired(r.URL.RawQuery)
@@ -126,7 +164,11 @@ func (s *server) auth(w http.ResponseWriter, r *http.Request) error {
 		ExpiresIn   int64  `json:"expires_in"`
 		Scope       string `json:"scope,omitempty"`
 	}{TokenType: "Bearer"}
-	response.Token, err = s.keys.sign(r.Context(), unpublished, func(now time.Time) (jwt.MapClaims, error) {
+	keys := s.keys
+	if unpublished {
+		keys = s.unpublished
+	}
+	response.Token, err = keys.sign(r.Context(), func(now time.Time) (jwt.MapClaims, error) {
 		claims, expires, err := s.claims(now, expired, asked)
 		response.ExpiresIn = expires - now.Unix()
 		response.Scope, _ = claims["scope"].(string)
@@ -138,30 +180,6 @@ func (s *server) auth(w http.ResponseWriter, r *http.Request) error {
 	response.AccessToken = response.Token
 	writeJSON(w, http.StatusOK, response)
 	return nil
-}
-
-// claims returns the claims of a token issued at now, with their exp. Those asked
-// for replace the server's own, but for a later exp: no token outlives its key.
-func (s *server) claims(now time.Time, expired bool, asked map[string]any) (claims jwt.MapClaims, expires int64, err error) {
-	lifetime := int64(s.tokenTTL / time.Second)
-	issued := now.Unix()
-	if expired {
-		issued -= int64(past/time.Second) + lifetime
-	}
-	expires = issued + lifetime
-	claims = jwt.MapClaims{"iss": s.issuer, "sub": "user123", "iat": issued, "exp": expires, "jti": rand.Text()}
-	if s.audience != "" {
-		claims["aud"] = s.audience
-	}
-	maps.Copy(claims, asked)
-	if exp, ok := asked["exp"].(json.Number); ok {
-		earlier, _ := exp.Float64()
-		if earlier > float64(expires) {
-			return nil, 0, badRequest("exp is too late: this token can live until %d, which is -token-ttl from its iat", expires)
-		}
-		expires = int64(math.Floor(max(earlier, 0)))
-	}
-	return claims, expires, nil
 }
 
 // parseExpired reads expired in the query: whether the token shall have expired,
@@ -198,8 +216,7 @@ type tokenRequest struct {
 func readTokenRequest(w http.ResponseWriter, r *http.Request) (tokenRequest, error) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-		return tokenRequest{}, &httpError{http.StatusRequestEntityTooLarge, "invalid_request",
-			fmt.Sprintf("the body is too large: it may have %d bytes", maxBody)}
+		return tokenRequest{}, refuse(http.StatusRequestEntityTooLarge, "invalid_request", "the body is too large: it may have %d bytes", maxBody)
 	}
 	if err != nil {
 		return tokenRequest{}, badRequest("the body cannot be read: it has to come whole, within ten seconds")
@@ -243,61 +260,49 @@ func parseTokenRequest(contentType string, body []byte) (tokenRequest, error) {
 }
 
 // parseObject returns the members of the JSON object that content is. Numbers keep
-// their digits, and no object may have a member twice (RFC 7519 section 4).
+// their digits, and no object in it may have a member twice (RFC 7519 section 4).
 func parseObject(content []byte) (map[string]any, error) {
 	d := json.NewDecoder(bytes.NewReader(content))
 	d.UseNumber()
-	value, err := parseValue(d)
-	if err == io.EOF {
-		err = io.ErrUnexpectedEOF
-	}
-	if err != nil {
+	var value any
+	if err := d.Decode(&value); err != nil {
+		if syntax := (*json.SyntaxError)(nil); errors.As(err, &syntax) {
+			err = fmt.Errorf("%w at byte %d", err, syntax.Offset)
+		}
 		return nil, err
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return nil, errors.New("there is something after it")
 	}
 	object, ok := value.(map[string]any)
 	if !ok {
 		return nil, errors.New("it is something else")
 	}
-	return object, nil
+	if _, err := d.Token(); err != io.EOF {
+		return nil, errors.New("there is something after it")
+	}
+	return object, checkNames(json.NewDecoder(bytes.NewReader(content)))
 }
 
-// parseValue reads a JSON value; an error in a member begins with its name.
-func parseValue(d *json.Decoder) (any, error) {
-	token, err := d.Token()
-	switch token {
-	case json.Delim('{'):
-		object := map[string]any{}
-		for d.More() {
-			token, err := d.Token()
-			if err != nil {
-				return nil, err
-			}
-			name := token.(string)
-			if _, twice := object[name]; twice {
-				return nil, fmt.Errorf("%s is there twice", name)
-			}
-			if object[name], err = parseValue(d); err != nil {
-				return nil, fmt.Errorf("%s: %w", name, err)
-			}
-		}
-		_, err = d.Token()
-		return object, err
-	case json.Delim('['):
-		array := []any{}
-		for d.More() {
-			value, err := parseValue(d)
-			if err != nil {
-				return nil, err
-			}
-			array = append(array, value)
-		}
-		_, err = d.Token()
-		return array, err
+// checkNames refuses a member that is twice in one object of the JSON value in d, which
+// is known to be valid.
+func checkNames(d *json.Decoder) error {
+	token, _ := d.Token()
+	opening, nested := token.(json.Delim)
+	if !nested {
+		return nil
 	}
-	return token, err
+	for names := map[any]bool{}; d.More(); {
+		if opening == '{' {
+			name, _ := d.Token()
+			if names[name] {
+				return fmt.Errorf("%s is there twice", name)
+			}
+			names[name] = true
+		}
+		if err := checkNames(d); err != nil {
+			return err
+		}
+	}
+	d.Token() // its end
+	return nil
 }
 
 // parseForm returns those parameters that this server knows and ignores others and
@@ -361,12 +366,6 @@ func checkClaims(claims map[string]any) error {
 	return nil
 }
 
-// A client may have tokens, with the claims registered for it.
-type client struct {
-	digest [sha256.Size]byte // of its secret
-	claims map[string]any
-}
-
 // authorize returns the claims that the sender of r may ask for: any, or if there are
 // clients, those registered for the one that it is.
 func (s *server) authorize(r *http.Request, request tokenRequest) (map[string]any, error) {
@@ -379,8 +378,7 @@ func (s *server) authorize(r *http.Request, request tokenRequest) (map[string]an
 		}
 	}
 	if request.grant != "" && !slices.Contains(s.grants, request.grant) {
-		return nil, &httpError{http.StatusBadRequest, "unsupported_grant_type",
-			"grant_type has to be " + strings.Join(s.grants, " or ")}
+		return nil, refuse(http.StatusBadRequest, "unsupported_grant_type", "grant_type has to be %s", strings.Join(s.grants, " or "))
 	}
 	if s.clients == nil {
 		return request.claims, nil
@@ -409,10 +407,40 @@ func (s *server) authenticate(r *http.Request, request tokenRequest) (string, cl
 	c, known := s.clients[id]
 	digest := sha256.Sum256([]byte(secret))
 	if match := subtle.ConstantTimeCompare(digest[:], c.digest[:]); match == 0 || !known {
-		return "", client{}, &httpError{http.StatusUnauthorized, "invalid_client",
-			"no client has this id and secret: send those registered with the server, by HTTP Basic or in a form"}
+		return "", client{}, refuse(http.StatusUnauthorized, "invalid_client",
+			"no client has this id and secret: send those registered with the server, by HTTP Basic or in a form")
 	}
 	return id, c, nil
+}
+
+// claims returns the claims of a token issued at now, with their exp. Those asked
+// for replace the server's own, but for a later exp: no token outlives its key.
+func (s *server) claims(now time.Time, expired bool, asked map[string]any) (claims jwt.MapClaims, expires int64, err error) {
+	lifetime := int64(s.tokenTTL / time.Second)
+	issued := now.Unix()
+	if expired {
+		issued -= int64(past/time.Second) + lifetime
+	}
+	expires = issued + lifetime
+	claims = jwt.MapClaims{"iss": s.issuer, "sub": "user123", "iat": issued, "exp": expires, "jti": rand.Text()}
+	if s.audience != "" {
+		claims["aud"] = s.audience
+	}
+	maps.Copy(claims, asked)
+	if exp, ok := asked["exp"].(json.Number); ok {
+		earlier, _ := exp.Float64()
+		if earlier > float64(expires) {
+			return nil, 0, badRequest("exp is too late: this token can live until %d, which is -token-ttl from its iat", expires)
+		}
+		expires = int64(math.Floor(max(earlier, 0)))
+	}
+	return claims, expires, nil
+}
+
+// A client may have tokens, with the claims registered for it.
+type client struct {
+	digest [sha256.Size]byte // of its secret
+	claims map[string]any
 }
 
 // readClients reads the file of -clients. Any fault in it is an error, for a damaged
@@ -468,59 +496,15 @@ func newClient(entry any) (client, error) {
 	return client{[sha256.Size]byte(digest), claims}, checkClaims(claims)
 }
 
-// A document is JSON that is made once and served many times, to caches and browsers.
-type document struct {
-	body                       []byte
-	length, etag, cacheControl []string // values of headers
-}
-
-var (
-	mediaType = []string{"application/json"}
-	anyOrigin = []string{"*"}
-)
-
-// newDocument makes a document of v that caches may keep for maxAge.
-func newDocument(v any, maxAge time.Duration) *document {
-	body := encode(v)
-	sum := sha256.Sum256(body)
-	return &document{
-		body:         body,
-		length:       []string{strconv.Itoa(len(body))},
-		etag:         []string{`"` + base64.RawURLEncoding.EncodeToString(sum[:16]) + `"`},
-		cacheControl: []string{fmt.Sprintf("public, max-age=%d", maxAge/time.Second)},
-	}
-}
-
-// serve answers with the document, or 304 if the client has it (RFC 9110 section
-// 13.1.2). Names of headers are set as they are, for they are canonical.
-func (d *document) serve(w http.ResponseWriter, r *http.Request) error {
-	h := w.Header()
-	h["Access-Control-Allow-Origin"] = anyOrigin
-	h["Cache-Control"] = d.cacheControl
-	h["Etag"] = d.etag
-	for _, tags := range r.Header["If-None-Match"] {
-		for tag := range strings.SplitSeq(tags, ",") {
-			if tag = strings.Trim(tag, " \t"); tag == "*" || strings.TrimPrefix(tag, "W/") == d.etag[0] {
-				w.WriteHeader(http.StatusNotModified)
-				return nil
-			}
-		}
-	}
-	h["Content-Type"] = mediaType
-	h["Content-Length"] = d.length
-	w.Write(d.body)
-	return nil
-}
-
 func (s *server) nothing(http.ResponseWriter, *http.Request) error {
-	return &httpError{http.StatusNotFound, "not_found",
-		"nothing is here: the JWK Set is at /.well-known/jwks.json, and tokens come from POST /auth"}
+	return refuse(http.StatusNotFound, "not_found",
+		"nothing is here: the JWK Set is at /.well-known/jwks.json, and tokens come from POST /auth")
 }
 
 func onlyMethod(allow string) func(http.ResponseWriter, *http.Request) error {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		w.Header().Set("Allow", allow)
-		return &httpError{http.StatusMethodNotAllowed, "method_not_allowed", "this path is for " + allow}
+		return refuse(http.StatusMethodNotAllowed, "method_not_allowed", "this path is for %s", allow)
 	}
 }
 
@@ -533,8 +517,12 @@ type httpError struct {
 
 func (e *httpError) Error() string { return e.description }
 
+func refuse(status int, code, format string, args ...any) error {
+	return &httpError{status, code, fmt.Sprintf(format, args...)}
+}
+
 func badRequest(format string, args ...any) error {
-	return &httpError{http.StatusBadRequest, "invalid_request", fmt.Sprintf(format, args...)}
+	return refuse(http.StatusBadRequest, "invalid_request", format, args...)
 }
 
 // fail answers with err; what is not an httpError has a cause that is no business of

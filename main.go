@@ -61,10 +61,13 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 			return err
 		}
 	}
+	var secure *tls.Config
 	if cfg.tlsCert != "" {
-		if _, err := tls.LoadX509KeyPair(cfg.tlsCert, cfg.tlsKey); err != nil {
+		certificate, err := tls.LoadX509KeyPair(cfg.tlsCert, cfg.tlsKey)
+		if err != nil {
 			return fmt.Errorf("cannot use -tls-cert %s with -tls-key %s: %w", cfg.tlsCert, cfg.tlsKey, err)
 		}
+		secure = &tls.Config{Certificates: []tls.Certificate{certificate}}
 	}
 	if dir, err := filepath.Abs(cfg.dir); cfg.dir != "" && err == nil {
 		log.Printf("keys are in %s", dir)
@@ -84,9 +87,10 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("cannot listen on %s: %w; choose another address with -addr", cfg.addr, err)
 	}
-	base := baseURL(listener.Addr(), cfg.tlsCert != "")
+	base := baseURL(listener.Addr(), secure != nil)
 	cfg.issuer = cmp.Or(cfg.issuer, base)
 	server := newHTTPServer(newHandler(cfg, keys, clients, log), log)
+	server.TLSConfig = secure
 	log.Printf("listening on %s, issuer %s", listener.Addr(), cfg.issuer)
 	log.Printf("JWK Set: %s/.well-known/jwks.json", base)
 	log.Printf("tokens: curl -X POST %s/auth", base)
@@ -100,8 +104,8 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 		keys.keep(ctx)
 	}()
 	go func() {
-		if cfg.tlsCert != "" {
-			served <- server.ServeTLS(listener, cfg.tlsCert, cfg.tlsKey)
+		if secure != nil {
+			served <- server.ServeTLS(listener, "", "")
 		} else {
 			served <- server.Serve(listener)
 		}
@@ -147,16 +151,6 @@ type config struct {
 	verbose                        bool
 }
 
-// overlap is how long before its expiry a key stops signing: a token's life, and
-// half of one more for verifiers whose clocks differ.
-func (c config) overlap() time.Duration { return c.tokenTTL + c.tokenTTL/2 }
-
-// maxAge is how long a cache may keep the JWK Set: a small part of the time for
-// which a key is published before it signs.
-func (c config) maxAge() time.Duration {
-	return min(max(c.publishAhead/24, time.Second), 5*time.Minute)
-}
-
 // A usageError is a fault in the flags.
 type usageError struct{ error }
 
@@ -191,7 +185,7 @@ func parseFlags(args []string, stderr io.Writer) (config, error) {
 		return c, usageError{err}
 	}
 	if flags.NArg() > 0 {
-		return c, usageError{fmt.Errorf("%q is no flag", flags.Arg(0))}
+		return c, usageError{fmt.Errorf("%q is not a flag", flags.Arg(0))}
 	}
 	if err := c.check(); err != nil {
 		return c, usageError{err}
@@ -222,7 +216,7 @@ func (c config) check() error {
 	u, err := url.Parse(c.issuer)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil ||
 		strings.ContainsAny(c.issuer, "?#") || strings.HasSuffix(c.issuer, "/") {
-		return fmt.Errorf("-issuer %q is no issuer: it has to be an http or https URL without query, fragment and slash at its end", c.issuer)
+		return fmt.Errorf("-issuer %q is not an issuer: it has to be an http or https URL without user, query, fragment and slash at its end", c.issuer)
 	}
 	return nil
 }

@@ -224,6 +224,27 @@ func TestAStartWithKeysInHandSaysOnceThatItCannotStoreMore(t *testing.T) {
 	s.says(t, "all is well with the keys again")
 }
 
+func TestAnEmptiedDirectoryWithLittleRoomLosesNoKey(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	startServer(t, "-keys", dir, "-publish-ahead", "1s").kill()
+	s := startServer(t, "-keys", dir, "-key-bits", "3072") // the files of which are larger
+	before := wholeFiles(t, dir)
+	limitFiles(t, s, 2000)
+	for _, name := range before {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the smallest key is stored again", func() bool { return len(wholeFiles(t, dir)) == 1 })
+	time.Sleep(2500 * time.Millisecond) // a look or two
+	if n := len(s.mustSet(t)); n != len(before) {
+		t.Errorf("the set has %d keys while there is no room for their files; want %d", n, len(before))
+	}
+	limitFiles(t, s, -1)
+	eventually(t, "the key files are back", func() bool { return slices.Equal(wholeFiles(t, dir), before) })
+}
+
 func TestAServerThatSleptWakesWithFreshKeys(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
