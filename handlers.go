@@ -231,7 +231,7 @@ func parseTokenRequest(contentType string, body []byte) (tokenRequest, error) {
 	case len(body) == 0:
 	case body[0] == '{':
 		if parameters, err = parseObject(body); err != nil {
-			return tokenRequest{}, badRequest("the body is not one JSON object: %v", err)
+			return tokenRequest{}, badRequest("the body has to be one JSON object: %v", err)
 		}
 	default:
 		if parameters, err = parseForm(contentType, string(body)); err != nil {
@@ -366,51 +366,48 @@ func checkClaims(claims map[string]any) error {
 	return nil
 }
 
-// authorize returns the claims that the sender of r may ask for: any, or if there are
-// clients, those registered for the one that it is.
+// authorize returns the claims that the sender of r may have: any that it asks for, or
+// if there are clients, those registered for the one that it is.
 func (s *server) authorize(r *http.Request, request tokenRequest) (map[string]any, error) {
-	var id string
-	var c client
+	claims := request.claims
 	if s.clients != nil {
-		var err error
-		if id, c, err = s.authenticate(r, request); err != nil {
+		c, err := s.authenticate(r, request)
+		if err != nil {
 			return nil, err
 		}
+		claims = c.claims
 	}
 	if request.grant != "" && !slices.Contains(s.grants, request.grant) {
 		return nil, refuse(http.StatusBadRequest, "unsupported_grant_type", "grant_type has to be %s", strings.Join(s.grants, " or "))
 	}
-	if s.clients == nil {
-		return request.claims, nil
+	if s.clients != nil {
+		delete(request.claims, "scope") // the response says which one is granted
+		if len(request.claims) > 0 {
+			return nil, badRequest("the claims of a token are those registered for the client: send none")
+		}
 	}
-	delete(request.claims, "scope") // the response says which one is granted
-	if len(request.claims) > 0 {
-		return nil, badRequest("the claims of a token are those registered for the client: send none")
-	}
-	claims := map[string]any{"sub": id}
-	maps.Copy(claims, c.claims)
 	return claims, nil
 }
 
 // authenticate finds the client that r comes from (RFC 6749 section 2.3.1).
-func (s *server) authenticate(r *http.Request, request tokenRequest) (string, client, error) {
+func (s *server) authenticate(r *http.Request, request tokenRequest) (client, error) {
 	id, secret := request.id, request.secret
 	if r.Header.Get("Authorization") != "" {
 		user, password, _ := r.BasicAuth()
 		user, _ = url.QueryUnescape(user) // empty if it is not Basic or not encoded,
 		password, _ = url.QueryUnescape(password)
 		if secret != "" || id != "" && id != user {
-			return "", client{}, badRequest("a client has to authenticate once, in the Authorization header or in the body")
+			return client{}, badRequest("a client has to authenticate once, in the Authorization header or in the body")
 		}
 		id, secret = user, password // and no client has an empty id
 	}
 	c, known := s.clients[id]
 	digest := sha256.Sum256([]byte(secret))
 	if match := subtle.ConstantTimeCompare(digest[:], c.digest[:]); match == 0 || !known {
-		return "", client{}, refuse(http.StatusUnauthorized, "invalid_client",
+		return client{}, refuse(http.StatusUnauthorized, "invalid_client",
 			"no client has this id and secret: send those registered with the server, by HTTP Basic or in a form")
 	}
-	return id, c, nil
+	return c, nil
 }
 
 // claims returns the claims of a token issued at now, with their exp. Those asked
@@ -437,10 +434,10 @@ func (s *server) claims(now time.Time, expired bool, asked map[string]any) (clai
 	return claims, expires, nil
 }
 
-// A client may have tokens, with the claims registered for it.
+// A client may have tokens.
 type client struct {
 	digest [sha256.Size]byte // of its secret
-	claims map[string]any
+	claims map[string]any    // of its tokens: its id as sub, and those registered for it
 }
 
 // readClients reads the file of -clients. Any fault in it is an error, for a damaged
@@ -448,11 +445,11 @@ type client struct {
 func readClients(path string) (map[string]client, error) {
 	content, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("cannot read the clients: %w", err)
+		return nil, fmt.Errorf("cannot read the clients file: %w", err)
 	}
 	clients, err := parseClients(content)
 	if err != nil {
-		return nil, fmt.Errorf("cannot use the clients in %s: %w", path, err)
+		return nil, fmt.Errorf("cannot use the clients file %s: %w", path, err)
 	}
 	return clients, nil
 }
@@ -460,28 +457,31 @@ func readClients(path string) (map[string]client, error) {
 func parseClients(content []byte) (map[string]client, error) {
 	entries, err := parseObject(content)
 	if err != nil {
-		return nil, fmt.Errorf("it is not one JSON object: %w", err)
+		return nil, fmt.Errorf("it has to be one JSON object: %w", err)
 	}
 	if len(entries) == 0 {
 		return nil, errors.New("there is no client")
 	}
 	clients := map[string]client{}
 	for id, entry := range entries {
-		if clients[id], err = newClient(entry); err != nil || id == "" {
-			return nil, fmt.Errorf("client %q: %w", id, cmp.Or(err, errors.New("an id must not be empty")))
+		if clients[id], err = newClient(id, entry); err != nil {
+			return nil, fmt.Errorf("client %q: %w", id, err)
 		}
 	}
 	return clients, nil
 }
 
-func newClient(entry any) (client, error) {
+func newClient(id string, entry any) (client, error) {
+	if id == "" {
+		return client{}, errors.New("its id must not be empty")
+	}
 	members, _ := entry.(map[string]any)
 	digits, _ := members["secret_sha256"].(string)
 	digest, err := hex.DecodeString(digits)
 	if err != nil || len(digest) != sha256.Size || [sha256.Size]byte(digest) == sha256.Sum256(nil) {
 		return client{}, errors.New("secret_sha256 has to be the 64 hex digits of the SHA-256 digest of a secret that is not empty")
 	}
-	claims, ok := members["claims"].(map[string]any)
+	registered, ok := members["claims"].(map[string]any)
 	ok = ok || members["claims"] == nil
 	delete(members, "secret_sha256")
 	delete(members, "claims")
@@ -489,10 +489,12 @@ func newClient(entry any) (client, error) {
 		return client{}, errors.New("it has to have secret_sha256, an object of claims if any, and nothing else")
 	}
 	for _, name := range []string{"sub", "exp", "iat", "nbf", "jti"} {
-		if _, ok := claims[name]; ok {
+		if _, ok := registered[name]; ok {
 			return client{}, fmt.Errorf("%s cannot be registered: it is the server's to say", name)
 		}
 	}
+	claims := map[string]any{"sub": id}
+	maps.Copy(claims, registered)
 	return client{[sha256.Size]byte(digest), claims}, checkClaims(claims)
 }
 

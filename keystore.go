@@ -212,7 +212,7 @@ func (s *keystore) add(ctx context.Context, ahead time.Duration) (more bool, err
 func (s *keystore) reread() (faults, err error) {
 	names, err := s.list()
 	if err != nil {
-		return nil, fmt.Errorf("cannot read the keys directory: %w; bring it back", err)
+		return nil, fmt.Errorf("cannot read the keys directory: %w; make it readable, or bring it back", err)
 	}
 	now := clock()
 	stored := func(k key) bool { return s.dir == "" || slices.Contains(names, k.file()) }
@@ -529,13 +529,13 @@ func parseKey(name string, content []byte) (key, error) {
 	}
 	private, ok := parsed.(*rsa.PrivateKey)
 	if !ok || private.N.BitLen() < minBits {
-		return key{}, fmt.Errorf("is too weak: it has to be an RSA key of %d bits or more", minBits)
+		return key{}, fmt.Errorf("does not hold an RSA key of %d bits or more", minBits)
 	}
 	expiry, _, _ := strings.Cut(name, ".")
 	expires, err := time.Parse(stamp, expiry)
 	k := newKey(private, expires)
 	if err != nil || name != k.file() {
-		return key{}, fmt.Errorf("is misnamed: it has to be its expiry as %s.%s.pem", stamp, k.kid)
+		return key{}, fmt.Errorf("is misnamed: it has to be YYYYMMDDThhmmssZ.%s.pem, with the time at which the key expires", k.kid)
 	}
 	return k, nil
 }

@@ -563,7 +563,7 @@ func TestNoKeyIsUsedBeforeItIsOnDisk(t *testing.T) {
 		if lines := strings.Count(logged.String(), "cannot"); lines < 119 || lines > 121 {
 			t.Errorf("the log says it %d times in 120 minutes; want once a minute:\n%.500s", lines, logged.String())
 		}
-		if !strings.HasSuffix(logged.String(), "bring it back; the keys in hand sign until 2000-01-01T02:15:00Z\n") {
+		if !strings.HasSuffix(logged.String(), "or bring it back; the keys in hand sign until 2000-01-01T02:15:00Z\n") {
 			t.Errorf("the log does not say how long the keys in hand will do:\n%.500s", logged.String())
 		}
 
@@ -571,7 +571,7 @@ func TestNoKeyIsUsedBeforeItIsOnDisk(t *testing.T) {
 		if w := do(h, "POST", "/auth", ""); w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" {
 			t.Errorf("when no key can sign: %d %v; want 503 with Retry-After", w.Code, w.Header())
 		}
-		if !strings.HasSuffix(logged.String(), "bring it back; no key can sign\n") {
+		if !strings.HasSuffix(logged.String(), "or bring it back; no key can sign\n") {
 			t.Error("the log does not say that no key can sign")
 		}
 		time.Sleep(15 * time.Minute)

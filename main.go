@@ -69,10 +69,10 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 		}
 		secure = &tls.Config{Certificates: []tls.Certificate{certificate}}
 	}
-	if dir, err := filepath.Abs(cfg.dir); cfg.dir != "" && err == nil {
-		log.Printf("keys are in %s", dir)
-	} else {
+	if cfg.dir == "" {
 		log.Print("keys are in memory only: a restart loses them, and tokens with them")
+	} else if dir, err := filepath.Abs(cfg.dir); err == nil {
+		log.Printf("keys are in %s", dir)
 	}
 	keys, err := openKeystore(ctx, cfg, log)
 	if err != nil {
@@ -119,7 +119,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	draining, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
 	defer cancel()
 	if err := server.Shutdown(draining); err != nil {
-		log.Printf("stopped with requests in flight: %v", err)
+		log.Printf("stopped with requests still in flight: %v", err)
 	}
 	select {
 	case <-kept:

@@ -334,11 +334,11 @@ var faultyFiles = []struct {
 		return os.WriteFile(*path, pkcs8(foreignKeys().some), 0o600)
 	}},
 	{"another key than its name says", "is misnamed", func(path *string) error { return os.WriteFile(*path, pkcs8(foreignKeys().other), 0o600) }},
-	{"weak", "is too weak", func(path *string) error {
+	{"weak", "does not hold an RSA key of 2048 bits or more", func(path *string) error {
 		*path = filepath.Join(filepath.Dir(*path), newKey(foreignKeys().weak, time.Now().Add(time.Hour)).file())
 		return os.WriteFile(*path, pkcs8(foreignKeys().weak), 0o600)
 	}},
-	{"elliptic", "has to be an RSA key", func(path *string) error { return os.WriteFile(*path, pkcs8(foreignKeys().elliptic), 0o600) }},
+	{"elliptic", "does not hold an RSA key", func(path *string) error { return os.WriteFile(*path, pkcs8(foreignKeys().elliptic), 0o600) }},
 	{"directory", "is not a regular file", func(path *string) error { return os.Mkdir(*path, 0o700) }},
 	{"pipe", "is not a regular file", func(path *string) error { return syscall.Mkfifo(*path, 0o600) }},
 	{"dangling link", "cannot be read", func(path *string) error { return os.Symlink("/nonexistent/key.pem", *path) }},
