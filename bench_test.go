@@ -122,7 +122,7 @@ func BenchmarkBareServer(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	fmt.Fprintf(os.Stderr, "listening on %s,\n", listener.Addr())
+	fmt.Fprintf(os.Stderr, "JWK Set: http://%s/.well-known/jwks.json\n", listener.Addr())
 	b.Fatal(newHTTPServer(bareHandler(set), log.Default()).Serve(listener))
 }
 
@@ -136,17 +136,14 @@ func BenchmarkLoad(b *testing.B) {
 		auth   = "POST /auth HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
 	)
 	cores := runtime.NumCPU()
-	binary := filepath.Join(b.TempDir(), "jwks-server")
-	if out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
-		b.Fatalf("%v\n%s", err, out)
-	}
-	dir := b.TempDir()
-	server := startProcess(b, nil, binary, "-addr", "127.0.0.1:0", "-keys", dir)
+	server := startServer(b, "-keys", b.TempDir())
 	set := filepath.Join(b.TempDir(), "set")
 	if err := os.WriteFile(set, server.get(b, jwks), 0o600); err != nil {
 		b.Fatal(err)
 	}
-	bare := startProcess(b, []string{"JWKS_BARE_SERVER=" + set}, os.Args[0], "-test.run=^$", "-test.bench=^BenchmarkBareServer$")
+	b.Setenv("JWKS_BARE_SERVER", set)
+	bare := startChild(b, exec.Command(os.Args[0], "-test.run=^$", "-test.bench=^BenchmarkBareServer$"))
+	bare.listens(b)
 	sign := rawSignature(b)
 
 	var sets, bareSets, tokens, raw []float64
@@ -156,7 +153,7 @@ func BenchmarkLoad(b *testing.B) {
 		tokens = append(tokens, server.load(b, auth, 16, 2*time.Second))
 		raw = append(raw, rate(slices.Repeat([]func(){sign}, cores), 2*time.Second))
 	}
-	bare.stop()
+	bare.kill()
 	fmt.Printf("\n%d cores, %s, %s\n", cores, cpuModel(), runtime.Version())
 	line := func(name string, value float64, unit string, more ...string) {
 		fmt.Printf("%-48s %8.4g %s%s\n", name, value, unit, strings.Join(more, ""))
@@ -200,10 +197,9 @@ func BenchmarkLoad(b *testing.B) {
 	for _, c := range idle {
 		c.Close()
 	}
-	server.stop()
+	server.kill()
 
-	rotating := startProcess(b, nil, binary, "-addr", "127.0.0.1:0", "-keys", b.TempDir(),
-		"-key-ttl", "6s", "-token-ttl", "1s", "-publish-ahead", "9s")
+	rotating := startServer(b, "-keys", b.TempDir(), "-key-ttl", "6s", "-token-ttl", "1s", "-publish-ahead", "9s")
 	slowest := make([]float64, 2)
 	var wait sync.WaitGroup
 	for i, request := range []string{auth, jwks} {
@@ -214,15 +210,15 @@ func BenchmarkLoad(b *testing.B) {
 	}
 	wait.Wait()
 	line("the slowest of 200 requests/s over 3 rotations", slices.Max(slowest), "ms")
-	rotating.stop()
+	rotating.kill()
 
 	var empty, filled []float64
 	for range 10 {
 		first := func(dir string) float64 {
 			start := time.Now()
-			p := startProcess(b, nil, binary, "-addr", "127.0.0.1:0", "-keys", dir)
-			defer p.stop()
-			p.get(b, jwks)
+			s := startServer(b, "-keys", dir)
+			defer s.kill()
+			s.get(b, jwks)
 			return float64(time.Since(start)) / 1e6
 		}
 		dir := b.TempDir()
@@ -232,45 +228,9 @@ func BenchmarkLoad(b *testing.B) {
 	line("from a filled one", median(filled), "ms")
 }
 
-// A process is a server under load.
-type process struct {
-	*exec.Cmd
-	addr string
-}
-
-// startProcess runs a server and waits until it says where it listens.
-func startProcess(b *testing.B, env []string, name string, args ...string) *process {
-	b.Helper()
-	p := &process{Cmd: exec.Command(name, args...)}
-	p.Env = append(os.Environ(), env...)
-	stderr, err := p.StderrPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := p.Start(); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(p.stop)
-	lines := bufio.NewScanner(stderr)
-	for lines.Scan() {
-		if _, rest, ok := strings.Cut(lines.Text(), "listening on "); ok {
-			p.addr, _, _ = strings.Cut(rest, ",")
-			go io.Copy(io.Discard, stderr)
-			return p
-		}
-	}
-	b.Fatalf("%s did not listen", name)
-	return nil
-}
-
-func (p *process) stop() {
-	p.Process.Kill()
-	p.Wait()
-}
-
 // memory is the resident memory in MiB.
-func (p *process) memory(b *testing.B) float64 {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Process.Pid))
+func (s *running) memory(b *testing.B) float64 {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -288,8 +248,8 @@ type connection struct {
 	r *bufio.Reader
 }
 
-func (p *process) dial(b *testing.B) *connection {
-	c, err := net.Dial("tcp", p.addr)
+func (s *running) dial(b *testing.B) *connection {
+	c, err := net.Dial("tcp", s.addr())
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -327,18 +287,18 @@ func (c *connection) do(b *testing.B, request string) []byte {
 	return body
 }
 
-func (p *process) get(b *testing.B, request string) []byte {
-	c := p.dial(b)
+func (s *running) get(b *testing.B, request string) []byte {
+	c := s.dial(b)
 	defer c.Close()
 	return c.do(b, request)
 }
 
 // load is how many answers a second the server gives to clients that ask again as
 // soon as they have one.
-func (p *process) load(b *testing.B, request string, clients int, d time.Duration) float64 {
+func (s *running) load(b *testing.B, request string, clients int, d time.Duration) float64 {
 	var work []func()
 	for range clients {
-		c := p.dial(b)
+		c := s.dial(b)
 		defer c.Close()
 		work = append(work, func() { c.do(b, request) })
 	}
@@ -363,8 +323,8 @@ func rate(work []func(), d time.Duration) float64 {
 }
 
 // probe asks at regular times and returns how many milliseconds each answer took.
-func (p *process) probe(b *testing.B, request string, every, d time.Duration) []float64 {
-	c := p.dial(b)
+func (s *running) probe(b *testing.B, request string, every, d time.Duration) []float64 {
+	c := s.dial(b)
 	defer c.Close()
 	var took []float64
 	for start, i := time.Now(), time.Duration(0); i*every < d; i++ {

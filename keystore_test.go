@@ -309,7 +309,9 @@ func TestAnExpiredKeyIsNotServedFromItsExpiryOn(t *testing.T) {
 
 func TestThreeKeysAreMadeAtFirstAndThenOneEvery45Minutes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var logged lockedBuffer
 		h, keys := newTest(t, testConfig(t))
+		keys.log.SetOutput(&logged)
 		keepRunning(t, keys)
 		start := time.Now()
 		for _, test := range []struct {
@@ -324,6 +326,15 @@ func TestThreeKeysAreMadeAtFirstAndThenOneEvery45Minutes(t *testing.T) {
 			if got := len(fetch(t, h)); got != test.made-expired {
 				t.Errorf("after %s there are %d keys; want %d made, less %d expired", test.after, got, test.made, expired)
 			}
+		}
+		for event, want := range map[string]int{"made: ": 3, "takes over: ": 2, "expired: ": 2} {
+			if got := strings.Count(logged.String(), event); got != want {
+				t.Errorf("the log has %d lines of %q; want %d:\n%s", got, event, want, logged.String())
+			}
+		}
+		// Three keys sign for 135 minutes, which is enough for as long and the time it may take to make one.
+		if _, keys := newTest(t, testConfig(t, "-publish-ahead", (135*time.Minute-early).String())); len(keys.keys) != 3 {
+			t.Errorf("%d keys are made; want 3", len(keys.keys))
 		}
 	})
 }

@@ -133,7 +133,7 @@ func serveHere(t *testing.T, args ...string) *running {
 }
 
 // startServer starts the real binary, on a port of its own unless args say otherwise.
-func startServer(t *testing.T, args ...string) *running {
+func startServer(t testing.TB, args ...string) *running {
 	t.Helper()
 	path, err := binary()
 	if err != nil {
@@ -144,11 +144,17 @@ func startServer(t *testing.T, args ...string) *running {
 	return s
 }
 
-func launch(t *testing.T, attr *syscall.SysProcAttr, path string, args ...string) *running {
+func launch(t testing.TB, attr *syscall.SysProcAttr, path string, args ...string) *running {
 	t.Helper()
-	s := &running{cmd: exec.Command(path, append([]string{"-addr", "127.0.0.1:0"}, args...)...), done: make(chan struct{})}
+	cmd := exec.Command(path, append([]string{"-addr", "127.0.0.1:0"}, args...)...)
+	cmd.SysProcAttr = attr
+	return startChild(t, cmd)
+}
+
+func startChild(t testing.TB, cmd *exec.Cmd) *running {
+	t.Helper()
+	s := &running{cmd: cmd, done: make(chan struct{})}
 	s.cmd.Stderr = &s.log
-	s.cmd.SysProcAttr = attr
 	s.stop = func() { s.cmd.Process.Signal(os.Interrupt) }
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -183,7 +189,7 @@ func (s *running) ended(t *testing.T) error {
 var setLine = regexp.MustCompile(`JWK Set: (\S+)/\.well-known/jwks\.json`)
 
 // listens waits until the server has said where it listens.
-func (s *running) listens(t *testing.T) {
+func (s *running) listens(t testing.TB) {
 	t.Helper()
 	for begin := time.Now(); ; time.Sleep(2 * time.Millisecond) {
 		if found := setLine.FindStringSubmatch(s.log.String()); found != nil {
@@ -621,7 +627,11 @@ func TestLogHasAKeysLifeAndNoSecret(t *testing.T) {
 				t.Fatal(err)
 			}
 			tokens = append(tokens, answer.Token)
-			of[kidOf(t, answer.Token)] = true
+			if kid := kidOf(t, answer.Token); target == "/auth?expired=key" {
+				secrets = append(secrets, kid) // of no key that the log should tell of
+			} else {
+				of[kid] = true
+			}
 		}
 		for _, name := range wholeFiles(t, dir) {
 			content, _ := os.ReadFile(filepath.Join(dir, name))
@@ -1045,21 +1055,6 @@ func TestHostileClientsHurtNobodyElse(t *testing.T) {
 			go fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: x\r\nX-A: %s\r\n\r\n", strings.Repeat("a", 64<<10))
 			if answer, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil || answer.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
 				t.Errorf("a header of 64 KiB: %v %v; want 431", answer, err)
-			}
-		})
-		t.Run("large body", func(t *testing.T) {
-			t.Parallel()
-			for size, want := range map[int]int{16 << 10: http.StatusOK, 16<<10 + 1: http.StatusRequestEntityTooLarge} {
-				for _, body := range []string{"x=", `{"x":"`} {
-					end := ""
-					if body[0] == '{' {
-						end = `"}`
-					}
-					body += strings.Repeat("a", size-len(body)-len(end)) + end
-					if response, answer, err := s.ask("POST", "/auth", body); err != nil || response.StatusCode != want {
-						t.Errorf("a body of %d bytes: %v %.200s %v; want %d", len(body), response, answer, err, want)
-					}
-				}
 			}
 		})
 		t.Run("endless body", func(t *testing.T) {
