@@ -308,33 +308,69 @@ func TestAnExpiredKeyIsNotServedFromItsExpiryOn(t *testing.T) {
 }
 
 func TestThreeKeysAreMadeAtFirstAndThenOneEvery45Minutes(t *testing.T) {
+	for _, dir := range []string{t.TempDir(), ""} {
+		synctest.Test(t, func(t *testing.T) {
+			var logged lockedBuffer
+			h, keys := newTest(t, testConfig(t, "-keys", dir))
+			keys.log.SetOutput(&logged)
+			keepRunning(t, keys)
+			start := time.Now()
+			for _, test := range []struct {
+				after time.Duration
+				made  int
+			}{
+				{0, 3}, {14 * time.Minute, 3}, {15 * time.Minute, 4}, {59 * time.Minute, 4}, {time.Hour, 5}, {104 * time.Minute, 5}, {105 * time.Minute, 6},
+			} {
+				time.Sleep(time.Until(start.Add(test.after)))
+				synctest.Wait()
+				expired := int((test.after - 15*time.Minute) / (45 * time.Minute))
+				if got := len(fetch(t, h)); got != test.made-expired {
+					t.Errorf("after %s there are %d keys; want %d made, less %d expired", test.after, got, test.made, expired)
+				}
+			}
+			for event, want := range map[string]int{"made: ": 3, "takes over: ": 2, "expired: ": 2, "\n": 7} { // and no other lines
+				if got := strings.Count(logged.String(), event); got != want {
+					t.Errorf("the log has %d of %q; want %d:\n%s", got, event, want, logged.String())
+				}
+			}
+		})
+	}
+}
+
+func TestAFullQueueGetsNoKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var logged lockedBuffer
+		for more, want := range map[time.Duration]int{0: 3, time.Second: 4} { // three keys sign for 135 minutes
+			_, keys := newTest(t, testConfig(t, "-publish-ahead", (135*time.Minute-early+more).String()))
+			if len(keys.keys) != want {
+				t.Errorf("with -publish-ahead %s there are %d keys; want %d", keys.publishAhead, len(keys.keys), want)
+			}
+		}
+	})
+}
+
+func TestAnExpiredKeyWhoseFileStaysIsNotServed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		h, keys := newTest(t, testConfig(t))
-		keys.log.SetOutput(&logged)
-		keepRunning(t, keys)
-		start := time.Now()
-		for _, test := range []struct {
-			after time.Duration
-			made  int
-		}{
-			{0, 3}, {14 * time.Minute, 3}, {15 * time.Minute, 4}, {59 * time.Minute, 4}, {time.Hour, 5}, {104 * time.Minute, 5}, {105 * time.Minute, 6},
-		} {
-			time.Sleep(time.Until(start.Add(test.after)))
-			synctest.Wait()
-			expired := int((test.after - 15*time.Minute) / (45 * time.Minute))
-			if got := len(fetch(t, h)); got != test.made-expired {
-				t.Errorf("after %s there are %d keys; want %d made, less %d expired", test.after, got, test.made, expired)
+		first := keys.keys[0]
+		path := filepath.Join(keys.dir, first.file())
+		if err := errors.Join(os.Remove(path), os.MkdirAll(filepath.Join(path, "x"), 0o700)); err != nil { // cannot be deleted
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		for range 2 {
+			const want = "cannot delete the file of an expired key"
+			if err := keys.grow(t.Context(), 0); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path) {
+				t.Errorf("grow = %v; want that it %s, %s", err, want, path)
+			}
+			if set := fetch(t, h); set[first.kid] != nil || len(set) != 2 {
+				t.Errorf("an expired key is in the set of %d; want the other 2", len(set))
 			}
 		}
-		for event, want := range map[string]int{"made: ": 3, "takes over: ": 2, "expired: ": 2} {
-			if got := strings.Count(logged.String(), event); got != want {
-				t.Errorf("the log has %d lines of %q; want %d:\n%s", got, event, want, logged.String())
-			}
+		if err := os.RemoveAll(path); err != nil {
+			t.Fatal(err)
 		}
-		// Three keys sign for 135 minutes, which is enough for as long and the time it may take to make one.
-		if _, keys := newTest(t, testConfig(t, "-publish-ahead", (135*time.Minute-early).String())); len(keys.keys) != 3 {
-			t.Errorf("%d keys are made; want 3", len(keys.keys))
+		if err := keys.grow(t.Context(), 0); err != nil {
+			t.Errorf("grow = %v; want no error once the file is gone", err)
 		}
 	})
 }
