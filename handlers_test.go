@@ -437,14 +437,15 @@ func TestWhoHasTheDocumentIsAnswered304(t *testing.T) {
 
 func TestDiscoveryTellsTheIssuerAndItsEndpoints(t *testing.T) {
 	for _, test := range []struct {
-		name, clients       string
+		name                string
+		flags               []string
 		grants, authMethods string
 	}{
-		{"open", "", `["client_credentials","password"]`, `["client_secret_basic","client_secret_post","none"]`},
-		{"with -clients", clientsFile(t), `["client_credentials"]`, `["client_secret_basic","client_secret_post"]`},
+		{"open", nil, `["client_credentials","password"]`, `["client_secret_basic","client_secret_post","none"]`},
+		{"with -clients", []string{"-clients", clientsFile(t)}, `["client_credentials"]`, `["client_secret_basic","client_secret_post"]`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			h, _ := start(t, "-issuer", "https://issuer.test/a/b", "-clients", test.clients)
+			h, _ := start(t, append(test.flags, "-issuer", "https://issuer.test/a/b")...)
 			want := `{"grant_types_supported":` + test.grants + `,"id_token_signing_alg_values_supported":["RS256"],` +
 				`"issuer":"https://issuer.test/a/b","jwks_uri":"https://issuer.test/a/b/.well-known/jwks.json",` +
 				`"response_types_supported":["id_token"],"subject_types_supported":["public"],` +

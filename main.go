@@ -165,9 +165,9 @@ func parseFlags(args []string, stderr io.Writer) (config, error) {
 	flags.DurationVar(&c.publishAhead, "publish-ahead", 2*time.Hour, "how long a key is published before it signs: longer than any verifier caches the JWK Set")
 	flags.StringVar(&c.issuer, "issuer", "", "`URL` in iss, where others reach this server; by default that of the address listened on")
 	flags.StringVar(&c.audience, "audience", "", "`name` in aud, for verifiers that ask for one; by default there is no aud")
-	flags.StringVar(&c.clients, "clients", "", "JSON `file` of the clients that may have tokens; by default anybody may")
-	flags.StringVar(&c.tlsCert, "tls-cert", "", "PEM `file` of the certificate and its chain, to serve HTTPS")
-	flags.StringVar(&c.tlsKey, "tls-key", "", "PEM `file` of the private key of the certificate")
+	flags.Func("clients", "JSON `file` of the clients that may have tokens; by default anybody may", file(&c.clients))
+	flags.Func("tls-cert", "PEM `file` of the certificate and its chain, to serve HTTPS", file(&c.tlsCert))
+	flags.Func("tls-key", "PEM `file` of the private key of the certificate", file(&c.tlsKey))
 	flags.BoolVar(&c.verbose, "v", false, "log each request: method, path, status, duration")
 	flags.SetOutput(io.Discard)
 	switch err := flags.Parse(args); {
@@ -191,6 +191,18 @@ func parseFlags(args []string, stderr io.Writer) (config, error) {
 		return c, usageError{err}
 	}
 	return c, nil
+}
+
+// file sets a flag to the name of a file. The name is not empty: a variable that is not
+// set must not leave the token endpoint open.
+func file(name *string) func(string) error {
+	return func(value string) error {
+		*name = value
+		if value == "" {
+			return errors.New("it has to name a file")
+		}
+		return nil
+	}
 }
 
 // check refuses what would hurt a verifier.

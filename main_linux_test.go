@@ -237,12 +237,14 @@ func TestAnEmptiedDirectoryWithLittleRoomLosesNoKey(t *testing.T) {
 		}
 	}
 	eventually(t, "the smallest key is stored again", func() bool { return len(wholeFiles(t, dir)) == 1 })
+	s.says(t, "cannot store a key")
 	time.Sleep(2500 * time.Millisecond) // a look or two
 	if n := len(s.mustSet(t)); n != len(before) {
 		t.Errorf("the set has %d keys while there is no room for their files; want %d", n, len(before))
 	}
 	limitFiles(t, s, -1)
 	eventually(t, "the key files are back", func() bool { return slices.Equal(wholeFiles(t, dir), before) })
+	s.says(t, "all is well with the keys again")
 }
 
 func TestAServerThatSleptWakesWithFreshKeys(t *testing.T) {
