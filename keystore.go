@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
@@ -540,7 +541,8 @@ func parseKey(name string, content []byte) (key, error) {
 	return k, nil
 }
 
-// syncDir makes the renames in dir durable, which Windows neither offers nor needs.
+// syncDir makes the renames in dir durable. Windows neither offers nor needs that, and
+// some file systems answer that they have no such thing (EINVAL).
 func syncDir(dir string) error {
 	if dir == "" || runtime.GOOS == "windows" {
 		return nil
@@ -549,7 +551,7 @@ func syncDir(dir string) error {
 	if err == nil {
 		err = cmp.Or(d.Sync(), d.Close())
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, syscall.EINVAL) {
 		return fmt.Errorf("cannot sync the keys directory: %w; check its disk", err)
 	}
 	return nil

@@ -418,6 +418,15 @@ func TestAFaultyKeyFileIsLeftAloneByARunningServer(t *testing.T) {
 	s.says(t, "all is well with the keys again")
 }
 
+func TestAFileSystemThatCannotSyncADirectoryWillDo(t *testing.T) {
+	if err := syncDir("/proc/self"); err != nil { // is of such a one
+		t.Errorf("syncDir = %v; want no error", err)
+	}
+	if err := syncDir("/proc/nobody"); err == nil {
+		t.Error("syncDir of a directory that is not there = nil; want an error")
+	}
+}
+
 func TestAKeyFileMayBeALink(t *testing.T) {
 	t.Parallel()
 	dir, elsewhere := t.TempDir(), filepath.Join(t.TempDir(), "key")
