@@ -805,30 +805,33 @@ func TestARequestWaitsTwoSecondsForItsTurn(t *testing.T) {
 		for range cap(keys.turns) {
 			keys.turns <- struct{}{}
 		}
-		ask := func(ctx context.Context, target string, want time.Duration) *httptest.ResponseRecorder {
+		ask := func(ctx context.Context, method, target string, want time.Duration) *httptest.ResponseRecorder {
 			t.Helper()
 			start, w := time.Now(), httptest.NewRecorder()
-			h.ServeHTTP(w, httptest.NewRequest("POST", target, nil).WithContext(ctx))
+			h.ServeHTTP(w, httptest.NewRequest(method, target, nil).WithContext(ctx))
 			if waited := time.Since(start); waited != want {
 				t.Errorf("%s waited for %s; want %s", target, waited, want)
 			}
 			return w
 		}
 		for _, target := range []string{"/auth", "/auth?expired=key"} {
-			checkError(t, "a turn that does not come", ask(t.Context(), target, 2*time.Second), http.StatusServiceUnavailable, "temporarily_unavailable")
+			checkError(t, "a turn that does not come", ask(t.Context(), "POST", target, 2*time.Second), http.StatusServiceUnavailable, "temporarily_unavailable")
 			ctx, cancel := context.WithCancel(t.Context())
 			time.AfterFunc(300*time.Millisecond, cancel)
-			checkError(t, "a client that went away", ask(ctx, target, 300*time.Millisecond), http.StatusServiceUnavailable, "temporarily_unavailable")
+			checkError(t, "a client that went away", ask(ctx, "POST", target, 300*time.Millisecond), http.StatusServiceUnavailable, "temporarily_unavailable")
 		}
 		start := time.Now()
 		if fetch(t, h); time.Since(start) != 0 {
 			t.Errorf("the JWK Set waited for %s; want no wait for a turn", time.Since(start))
 		}
 		time.AfterFunc(1700*time.Millisecond, func() { keys.giveTurn() })
-		_, _, claims := granted(t, "a turn that comes", ask(t.Context(), "/auth", 1700*time.Millisecond))
+		_, _, claims := granted(t, "a turn that comes", ask(t.Context(), "POST", "/auth", 1700*time.Millisecond))
 		if want := json.Number(strconv.FormatInt(time.Now().Unix(), 10)); claims["iat"] != want {
 			t.Errorf("iat after a wait = %v; want %v, of the moment of the turn", claims["iat"], want)
 		}
+		time.Sleep(2 * time.Hour) // no key is alive, and a new one takes a turn
+		keys.turns <- struct{}{}
+		checkError(t, "a key that is not made", ask(t.Context(), "GET", jwksPath, 2*time.Second), http.StatusServiceUnavailable, "temporarily_unavailable")
 	})
 }
 
