@@ -351,10 +351,8 @@ func checkClaims(claims map[string]any) error {
 			if !ok {
 				list = []any{value}
 			}
-			for _, v := range list {
-				if _, ok := v.(string); !ok {
-					return badRequest("aud has to be a string or an array of strings")
-				}
+			if slices.ContainsFunc(list, func(v any) bool { _, text := v.(string); return !text }) {
+				return badRequest("aud has to be a string or an array of strings")
 			}
 		case "exp", "nbf", "iat":
 			number, _ := value.(json.Number)

@@ -226,16 +226,12 @@ func TestAStartWithKeysInHandSaysOnceThatItCannotStoreMore(t *testing.T) {
 
 func TestAnEmptiedDirectoryWithLittleRoomLosesNoKey(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "keys")
 	startServer(t, "-keys", dir, "-publish-ahead", "1s").kill()
 	s := startServer(t, "-keys", dir, "-key-bits", "3072") // the files of which are larger
 	before := wholeFiles(t, dir)
 	limitFiles(t, s, 2000)
-	for _, name := range before {
-		if err := os.Remove(filepath.Join(dir, name)); err != nil {
-			t.Fatal(err)
-		}
-	}
+	empty(t, dir)
 	eventually(t, "the smallest key is stored again", func() bool { return len(wholeFiles(t, dir)) == 1 })
 	s.says(t, "cannot store a key")
 	time.Sleep(2500 * time.Millisecond) // a look or two

@@ -931,20 +931,24 @@ func TestReplicasWithClocksTwoSecondsApartVerifyEachOther(t *testing.T) {
 
 func TestAnEmptiedDirectoryIsFilledAgain(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "keys")
 	s := startServer(t, "-keys", dir)
 	token, before := s.mustToken(t), wholeFiles(t, dir)
-	for _, name := range before {
-		if err := os.Remove(filepath.Join(dir, name)); err != nil {
-			t.Fatal(err)
-		}
-	}
+	empty(t, dir)
 	eventually(t, "the key files are back", func() bool { return slices.Equal(wholeFiles(t, dir), before) })
 	s.mustSet(t).alive(t, []string{token, s.mustToken(t)}, "emptied directory")
 	if n := len(s.mustSet(t)); n != len(before) {
 		t.Errorf("the set has %d keys; want %d", n, len(before))
 	}
 	s.says(t, "stored again")
+}
+
+// empty puts an empty directory in the place of dir, as a disk does that is mounted anew.
+func empty(t *testing.T, dir string) {
+	t.Helper()
+	if err := errors.Join(os.Rename(dir, dir+".away"), os.Mkdir(dir, 0o700)); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestRemovingAFileRevokesItsKey(t *testing.T) {
