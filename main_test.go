@@ -444,7 +444,9 @@ func TestFlagsThatWouldHurtAreRefused(t *testing.T) {
 	} {
 		var log lockedBuffer
 		dir := filepath.Join(t.TempDir(), "keys")
-		err := run(t.Context(), append([]string{"-addr", "127.0.0.1:0", "-keys", dir}, strings.Fields(test.args)...), &log)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel() // a server that starts nonetheless stops at once
+		err := run(ctx, append([]string{"-addr", "127.0.0.1:0", "-keys", dir}, strings.Fields(test.args)...), &log)
 		if usage := (usageError{}); !errors.As(err, &usage) || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("run %s: %v; want a usage error with %q", test.args, err, test.want)
 		}
