@@ -563,10 +563,13 @@ func TestAFailedStartSaysWhyInOneLine(t *testing.T) {
 func TestASignalStopsTheServer(t *testing.T) {
 	t.Parallel()
 	for _, signal := range []os.Signal{os.Interrupt, syscall.SIGTERM} {
-		s := startServer(t, oneKey...)
+		s, begin := startServer(t, oneKey...), time.Now()
 		s.cmd.Process.Signal(signal)
 		if err := s.ended(t); err != nil {
 			t.Errorf("%s: %v; want exit code 0", signal, err)
+		}
+		if time.Since(begin) >= drain {
+			t.Errorf("%s: the server waits for requests, and there are none", signal)
 		}
 		if _, lines, output := s.outcome(); len(lines) > 0 {
 			t.Errorf("%s: more than the log on stderr:%s", signal, output)
