@@ -37,7 +37,7 @@ func main() {
 func exitCode(err error) int {
 	var usage usageError
 	switch {
-	case err == nil, errors.Is(err, flag.ErrHelp):
+	case err == nil, errors.Is(err, flag.ErrHelp), errors.Is(err, context.Canceled): // by a signal
 		return 0
 	case errors.As(err, &usage):
 		fmt.Fprintf(os.Stderr, "jwks-server: %s; -h lists the flags\n", oneLine(err))

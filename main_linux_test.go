@@ -61,15 +61,6 @@ func own(t *testing.T, dir string) {
 	}
 }
 
-func startHumble(t *testing.T, attr *syscall.SysProcAttr, args ...string) *running {
-	t.Helper()
-	path, err := binary()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return launch(t, attr, path, args...)
-}
-
 // limitFiles sets how large a file the child may write, which is what a full disk
 // comes to; a negative size lifts the limit.
 func limitFiles(t *testing.T, s *running, size int64) {
@@ -123,7 +114,7 @@ func TestKeysInHandOutliveTroubleWithTheDirectory(t *testing.T) {
 			if strings.HasSuffix(trouble.name, "full disk") { // which needs no modes, but limits need one user
 				dir, attr = t.TempDir(), nil
 			}
-			s := startHumble(t, attr, "-keys", dir, "-key-ttl", "4s", "-token-ttl", "2s", "-publish-ahead", "1s")
+			s := launch(t, attr, "-keys", dir, "-key-ttl", "4s", "-token-ttl", "2s", "-publish-ahead", "1s")
 			s.listens(t)
 			tokens := []string{s.mustToken(t)}
 			trouble.begin(t, s, dir)
@@ -204,13 +195,13 @@ func TestKeysInHandOutliveTroubleWithTheDirectory(t *testing.T) {
 func TestAStartWithKeysInHandSaysOnceThatItCannotStoreMore(t *testing.T) {
 	t.Parallel()
 	dir, attr := humble(t)
-	s := startHumble(t, attr, "-keys", dir, "-publish-ahead", "1s")
+	s := launch(t, attr, "-keys", dir, "-publish-ahead", "1s")
 	s.listens(t)
 	s.kill()
 	if err := os.Chmod(dir, 0o500); err != nil {
 		t.Fatal(err)
 	}
-	s = startHumble(t, attr, "-keys", dir) // wants more keys published
+	s = launch(t, attr, "-keys", dir) // wants more keys published
 	s.listens(t)
 	time.Sleep(3500 * time.Millisecond)
 	s.mustSet(t).alive(t, []string{s.mustToken(t)}, "unwritable directory")
@@ -356,7 +347,7 @@ func TestAFaultyKeyFileStopsTheStart(t *testing.T) {
 		}
 		own(t, dir)
 		before := orPanic(os.Lstat(path))
-		s := startHumble(t, attr, "-keys", dir)
+		s := launch(t, attr, "-keys", dir)
 		s.ended(t)
 		code, lines, output := s.outcome()
 		if code != 1 || len(lines) != 1 || !strings.HasPrefix(lines[0], "jwks-server: key file "+path+" "+fault.want) &&
@@ -375,7 +366,7 @@ func TestAFaultyKeyFileStopsTheStart(t *testing.T) {
 func TestAFaultyKeyFileIsLeftAloneByARunningServer(t *testing.T) {
 	t.Parallel()
 	dir, attr := humble(t)
-	s := startHumble(t, attr, "-keys", dir, "-key-ttl", "4s", "-token-ttl", "1s", "-publish-ahead", "2s")
+	s := launch(t, attr, "-keys", dir, "-key-ttl", "4s", "-token-ttl", "1s", "-publish-ahead", "2s")
 	s.listens(t)
 	paths := pause(t, s, func() (paths []string) {
 		for i, fault := range faultyFiles {

@@ -135,17 +135,18 @@ func serveHere(t *testing.T, args ...string) *running {
 // startServer starts the real binary, on a port of its own unless args say otherwise.
 func startServer(t testing.TB, args ...string) *running {
 	t.Helper()
-	path, err := binary()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := launch(t, nil, path, args...)
+	s := launch(t, nil, args...)
 	s.listens(t)
 	return s
 }
 
-func launch(t testing.TB, attr *syscall.SysProcAttr, path string, args ...string) *running {
+// launch does not wait until the server listens.
+func launch(t testing.TB, attr *syscall.SysProcAttr, args ...string) *running {
 	t.Helper()
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
 	cmd := exec.Command(path, append([]string{"-addr", "127.0.0.1:0"}, args...)...)
 	cmd.SysProcAttr = attr
 	return startChild(t, cmd)
@@ -500,11 +501,7 @@ func TestHelpListsEveryFlag(t *testing.T) {
 // that are not the log's, and all of its output.
 func runBinary(t *testing.T, args ...string) (code int, lines []string, output string) {
 	t.Helper()
-	path, err := binary()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := launch(t, nil, path, args...)
+	s := launch(t, nil, args...)
 	s.ended(t)
 	return s.outcome()
 }
@@ -573,6 +570,16 @@ func TestASignalStopsTheServer(t *testing.T) {
 		}
 		if _, lines, output := s.outcome(); len(lines) > 0 {
 			t.Errorf("%s: more than the log on stderr:%s", signal, output)
+		}
+	}
+}
+
+func TestASignalDuringTheStartIsNoError(t *testing.T) {
+	for range 10 { // which of those that wait for it has it first is chance
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if code := exitCode(run(ctx, append([]string{"-addr", "127.0.0.1:0"}, oneKey...), io.Discard)); code != 0 {
+			t.Errorf("exit code %d; want 0", code)
 		}
 	}
 }
@@ -777,11 +784,7 @@ func TestKill9AtAnyMomentLosesNoToken(t *testing.T) {
 		s.kill()
 		tokens = append(tokens, <-taken...)
 		if random.IntN(3) == 0 { // and while the next one starts and makes keys
-			path, err := binary()
-			if err != nil {
-				t.Fatal(err)
-			}
-			early := launch(t, nil, path, flags...)
+			early := launch(t, nil, flags...)
 			writing(t, dir, time.Duration(random.IntN(250))*time.Millisecond)
 			time.Sleep(time.Duration(random.IntN(6)) * time.Millisecond)
 			early.kill()
@@ -891,14 +894,10 @@ func TestReplicasActAsOneWhileOneIsKilledAgainAndAgain(t *testing.T) {
 
 func TestReplicasThatStartTogetherMakeEachKeyOnce(t *testing.T) {
 	t.Parallel()
-	path, err := binary()
-	if err != nil {
-		t.Fatal(err)
-	}
 	dir := t.TempDir()
 	var servers []*running
 	for range 4 { // a key of this size takes long to make, and each time another time
-		servers = append(servers, launch(t, nil, path, "-keys", dir, "-key-ttl", "1000h", "-publish-ahead", "1s", "-key-bits", "3072"))
+		servers = append(servers, launch(t, nil, "-keys", dir, "-key-ttl", "1000h", "-publish-ahead", "1s", "-key-bits", "3072"))
 	}
 	for _, s := range servers {
 		s.listens(t)
@@ -921,8 +920,8 @@ func TestReplicasWithClocksTwoSecondsApartVerifyEachOther(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	flags := []string{"-keys", t.TempDir(), "-key-ttl", "8s", "-token-ttl", "4s", "-publish-ahead", "6s"}
-	fast, exact := launch(t, nil, path, flags...), startServer(t, flags...) // at once, over an empty directory
+	flags := []string{"-addr", "127.0.0.1:0", "-keys", t.TempDir(), "-key-ttl", "8s", "-token-ttl", "4s", "-publish-ahead", "6s"}
+	fast, exact := startChild(t, exec.Command(path, flags...)), startServer(t, flags...) // at once, over an empty directory
 	fast.listens(t)
 	time.Sleep(2 * time.Second)
 	servers := []*atomic.Pointer[running]{{}, {}}
