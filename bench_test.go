@@ -2,25 +2,28 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"crypto"
-	cryptorand "crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"io"
-	"log"
+	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -32,214 +35,345 @@ func (b blackHole) Header() http.Header         { return b.header }
 func (b blackHole) Write(p []byte) (int, error) { return len(p), nil }
 func (b blackHole) WriteHeader(int)             {}
 
-func benchmarkHandler(b *testing.B, h http.Handler, method, target string) {
-	r := httptest.NewRequest(method, target, nil)
-	b.ReportAllocs()
-	b.RunParallel(func(pb *testing.PB) {
-		w := blackHole{http.Header{}}
-		for pb.Next() {
-			clear(w.header)
-			h.ServeHTTP(w, r)
-		}
-	})
-}
-
-// quiet returns the handler of a server that logs nothing.
-func quiet(b *testing.B) http.Handler {
-	cfg := testConfig(b)
-	keys, err := openKeystore(b.Context(), cfg, log.New(io.Discard, "", 0))
-	if err != nil {
-		b.Fatal(err)
+// BenchmarkHandler measures without sockets.
+func BenchmarkHandler(b *testing.B) {
+	s := newServer(b)
+	handler := func(h http.Handler, method, path string) func() {
+		r := httptest.NewRequest(method, path, nil)
+		return func() { h.ServeHTTP(blackHole{http.Header{}}, r) }
 	}
-	return newHandler(cfg, keys, nil, keys.log)
-}
-
-func BenchmarkJWKS(b *testing.B) {
-	h := quiet(b)
-	benchmarkHandler(b, h, "GET", "/.well-known/jwks.json")
-}
-
-func BenchmarkBareHandler(b *testing.B) {
-	h := quiet(b)
-	benchmarkHandler(b, bareHandler(do(h, "GET", "/.well-known/jwks.json", "").Body.Bytes()), "GET", "/.well-known/jwks.json")
-}
-
-func BenchmarkAuth(b *testing.B) {
-	h := quiet(b)
-	benchmarkHandler(b, h, "POST", "/auth")
-}
-
-func BenchmarkRawSignature(b *testing.B) {
-	sign := rawSignature(b)
-	b.ReportAllocs()
-	b.RunParallel(func(pb *testing.PB) {
-		for pb.Next() {
-			sign()
-		}
-	})
-}
-
-// rawSignature returns a function that does the RSA operation of a token.
-func rawSignature(b *testing.B) func() {
-	k, err := rsa.GenerateKey(cryptorand.Reader, 2048)
-	if err != nil {
-		b.Fatal(err)
+	for _, test := range []struct {
+		name string
+		do   func()
+	}{
+		{"set", handler(s.routes(), "GET", jwksPath)},
+		{"bare handler", handler(bareHandler(s.do("GET", jwksPath, "").body), "GET", jwksPath)},
+		{"token", handler(s.routes(), "POST", "/auth")},
+		{"raw signature", rawSignature},
+	} {
+		b.Run(test.name, func(b *testing.B) {
+			b.ReportAllocs()
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					test.do()
+				}
+			})
+		})
 	}
+}
+
+// rawSignature is the RSA operation of a token.
+func rawSignature() {
 	digest := sha256.Sum256(nil)
-	return func() {
-		if _, err := rsa.SignPKCS1v15(nil, k, crypto.SHA256, digest[:]); err != nil {
-			panic(err)
-		}
+	if _, err := rsa.SignPKCS1v15(nil, readyMade()[0], crypto.SHA256, digest[:]); err != nil {
+		panic(err)
 	}
 }
 
 // bareHandler is the least that a net/http server can do to answer with a set.
-func bareHandler(set []byte) http.Handler {
-	length, etag := strconv.Itoa(len(set)), fmt.Sprintf(`"%.22x"`, sha256.Sum256(set))
+func bareHandler(set string) http.Handler {
+	header := http.Header{
+		"Access-Control-Allow-Origin": {"*"}, "Cache-Control": {"public, max-age=300"}, "Content-Length": {strconv.Itoa(len(set))},
+		"Content-Type": {"application/json"}, "Etag": {`"0123456789012345678901"`}, "X-Content-Type-Options": {"nosniff"},
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		h := w.Header()
-		h["Access-Control-Allow-Origin"] = []string{"*"}
-		h["Cache-Control"] = []string{"public, max-age=300"}
-		h["Content-Length"] = []string{length}
-		h["Content-Type"] = []string{"application/json"}
-		h["Etag"] = []string{etag}
-		w.Write(set)
+		maps.Copy(w.Header(), header)
+		io.WriteString(w, set)
 	})
 }
 
-// BenchmarkBareServer serves the bare handler for BenchmarkLoad, which runs it as
-// another process.
-func BenchmarkBareServer(b *testing.B) {
-	file := os.Getenv("JWKS_BARE_SERVER")
-	if file == "" {
-		b.SkipNow()
-	}
-	set, err := os.ReadFile(file)
-	if err != nil {
-		b.Fatal(err)
-	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	fmt.Fprintf(os.Stderr, "JWK Set: http://%s/.well-known/jwks.json\n", listener.Addr())
-	b.Fatal(newHTTPServer(bareHandler(set), log.Default()).Serve(listener))
+// children are what this binary does as a child of a benchmark, by the value of JWKS_BENCH.
+var children = map[string]func(){
+	"bare": func() { // serves the bare handler
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			panic(err)
+		}
+		fmt.Printf("http://%s\n", listener.Addr())
+		panic(newHTTPServer(bareHandler(os.Getenv("JWKS_SET")), slog.Default()).Serve(listener))
+	},
+	"reader": func() {
+		var order reading
+		json.Unmarshal([]byte(os.Getenv("JWKS_READING")), &order)
+		os.Stdout.Write(encode(order.run()))
+	},
 }
 
-// BenchmarkLoad measures the server as its users meet it, through sockets and as a
-// process of its own. It runs once, whatever b.N, for about a minute and a half, and
-// prints what it finds: figures in pairs that were measured in turn.
-func BenchmarkLoad(b *testing.B) {
-	const (
-		rounds = 5
-		jwks   = "GET /.well-known/jwks.json HTTP/1.1\r\nHost: x\r\n\r\n"
-		auth   = "POST /auth HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
-	)
-	cores := runtime.NumCPU()
-	server := startServer(b, "-keys", b.TempDir())
-	set := filepath.Join(b.TempDir(), "set")
-	if err := os.WriteFile(set, server.get(b, jwks), 0o600); err != nil {
-		b.Fatal(err)
-	}
-	b.Setenv("JWKS_BARE_SERVER", set)
-	bare := startChild(b, exec.Command(os.Args[0], "-test.run=^$", "-test.bench=^BenchmarkBareServer$"))
-	bare.listens(b)
-	sign := rawSignature(b)
+func childCommand(name, env string, before ...string) *exec.Cmd {
+	args := append(before, os.Args[0])
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Env = append(os.Environ(), env, "JWKS_BENCH="+name)
+	return cmd
+}
 
-	var sets, bareSets, tokens, raw []float64
-	for range rounds {
-		sets = append(sets, server.load(b, jwks, 16, time.Second))
-		bareSets = append(bareSets, bare.load(b, jwks, 16, time.Second))
-		tokens = append(tokens, server.load(b, auth, 16, 2*time.Second))
-		raw = append(raw, rate(slices.Repeat([]func(){sign}, cores), 2*time.Second))
-	}
-	bare.kill()
-	fmt.Printf("\n%d cores, %s, %s\n", cores, cpuModel(), runtime.Version())
-	line := func(name string, value float64, unit string, more ...string) {
-		fmt.Printf("%-48s %8.4g %s%s\n", name, value, unit, strings.Join(more, ""))
-	}
-	line("JWK Sets", median(sets), "/s")
-	line("  a bare handler", median(bareSets), "/s", ratio(sets, bareSets))
-	line("tokens", median(tokens), "/s")
-	line("  raw signatures on as many cores", median(raw), "/s", ratio(tokens, raw))
+// A reading asks at a fixed rate on one connection.
+type reading struct {
+	Addr, Request string
+	Every, For    time.Duration
+}
 
-	var idle50, idle99, flood50, flood99, alone, read []float64
-	for range rounds {
-		idle := server.probe(b, jwks, 5*time.Millisecond, 2*time.Second)
-		alone = append(alone, server.load(b, auth, 64, 2*time.Second))
-		var busy []float64
-		var reader sync.WaitGroup
-		reader.Go(func() { busy = server.probe(b, jwks, 5*time.Millisecond, 2*time.Second) })
-		read = append(read, server.load(b, auth, 64, 2*time.Second))
-		reader.Wait()
-		idle50, idle99 = append(idle50, quantile(idle, 0.5)), append(idle99, quantile(idle, 0.99))
-		flood50, flood99 = append(flood50, quantile(busy, 0.5)), append(flood99, quantile(busy, 0.99))
-	}
-	line("a JWKS read, idle: p50", median(idle50), "ms")
-	line("  during a flood of /auth on 64 connections", median(flood50), "ms", ratio(flood50, idle50))
-	line("a JWKS read, idle: p99", median(idle99), "ms")
-	line("  during the flood", median(flood99), "ms", ratio(flood99, idle99))
-	line("tokens in the flood, alone", median(alone), "/s")
-	line("  with the reader", median(read), "/s", ratio(read, alone))
-
-	for done := 0; done < 100_000; {
-		done += int(server.load(b, jwks, 16, time.Second))
-	}
-	busy := server.memory(b)
-	line("memory after 100,000 requests", busy, "MiB")
-	var idle []net.Conn
-	for range 2000 {
-		c := server.dial(b)
-		c.do(b, jwks)
-		idle = append(idle, c)
-	}
-	line("  2,000 idle connections add", server.memory(b)-busy, "MiB")
-	for _, c := range idle {
-		c.Close()
-	}
-	server.kill()
-
-	rotating := startServer(b, "-keys", b.TempDir(), "-key-ttl", "6s", "-token-ttl", "1s", "-publish-ahead", "9s")
-	slowest := make([]float64, 2)
-	var wait sync.WaitGroup
-	for i, request := range []string{auth, jwks} {
-		wait.Go(func() {
-			time.Sleep(time.Duration(i) * 5 * time.Millisecond)
-			slowest[i] = slices.Max(rotating.probe(b, request, 10*time.Millisecond, 15*time.Second))
-		})
-	}
-	wait.Wait()
-	line("the slowest of 200 requests/s over 3 rotations", slices.Max(slowest), "ms")
-	rotating.kill()
-
-	var empty, filled []float64
-	for range 10 {
-		first := func(dir string) float64 {
-			start := time.Now()
-			s := startServer(b, "-keys", dir)
-			defer s.kill()
-			s.get(b, jwks)
-			return float64(time.Since(start)) / 1e6
+// run returns how many milliseconds each answer took. A request that has to be sent late,
+// because the answer before it was late, counts from when it was due.
+func (r reading) run() (took samples) {
+	c, err := dial(r.Addr)
+	for start, i := time.Now(), time.Duration(0); err == nil && i*r.Every < r.For; i++ {
+		due := start.Add(i * r.Every)
+		if wait := time.Until(due); wait > 0 {
+			time.Sleep(wait)
+			due = time.Now()
 		}
+		err = c.do(r.Request, 200)
+		took = append(took, float64(time.Since(due))/1e6)
+	}
+	if err != nil {
+		panic(err)
+	}
+	return took
+}
+
+// realTime are the words before a command that let it run before all others, if that can be.
+var realTime = sync.OnceValue(func() []string {
+	if exec.Command("chrt", "-f", "50", "true").Run() == nil {
+		return []string{"chrt", "-f", "50"}
+	}
+	return nil
+})
+
+// read runs a reading in a process of its own, so that a flood that this process sends does
+// not delay it.
+func (p *process) read(b *testing.B, request string, every, d time.Duration) (took samples) {
+	order := encode(reading{Addr: p.addr(), Request: request, Every: every, For: d})
+	cmd := childCommand("reader", "JWKS_READING="+string(order), slices.Clone(realTime())...)
+	cmd.Stderr = os.Stderr
+	output, err := cmd.Output()
+	ok(b, err, json.Unmarshal(output, &took))
+	return took
+}
+
+const (
+	readEvery = 2500 * time.Microsecond // 400 reads a second
+	rounds    = 4
+	round     = 2 * time.Second
+	jwks      = "GET " + jwksPath + " HTTP/1.1\r\nHost: localhost\r\n\r\n"
+)
+
+func auth(query, body string) string {
+	return fmt.Sprintf("POST /auth%s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", query, len(body), body)
+}
+
+// The benchmarks below measure the server as its users meet it, through sockets and as a process
+// of its own. Each runs once, whatever b.N, and prints what it finds. Figures that are compared
+// were measured in turn.
+
+func BenchmarkRates(b *testing.B) {
+	p := startProcess(b, "-keys", b.TempDir())
+	bare := launch(b, childCommand("bare", "JWKS_SET="+p.do("GET", jwksPath, "").body)).serving(b)
+	var sets, bareSets, tokens, raw, cpu, rawCPU samples
+	for range rounds {
+		sets = append(sets, p.load(b, jwks, 200, 16, round/2))
+		bareSets = append(bareSets, bare.load(b, jwks, 200, 16, round/2))
+		cost, n := p.cost(b, auth("", ""), 200, round)
+		tokens, cpu = append(tokens, n), append(cpu, cost)
+		before := ownCPU()
+		n = rate(slices.Repeat([]func(){rawSignature}, runtime.NumCPU()), round)
+		raw, rawCPU = append(raw, n), append(rawCPU, (ownCPU()-before)/(n*round.Seconds()))
+	}
+	fmt.Println()
+	line("JWK Sets", sets.median(), "/s")
+	line("  of a bare handler", bareSets.median(), "/s, ratio "+sets.over(bareSets))
+	line("tokens", tokens.median(), "/s")
+	line("  raw signatures on as many cores", raw.median(), "/s, ratio "+tokens.over(raw))
+	line("CPU time of the server for a token", cpu.median(), "ms")
+	line("  of a raw signature", rawCPU.median(), "ms, ratio "+cpu.over(rawCPU))
+}
+
+func BenchmarkReads(b *testing.B) {
+	p := startProcess(b, "-keys", b.TempDir())
+	var idle, flooded, alone, beside samples
+	for range rounds {
+		idle = append(idle, p.read(b, jwks, readEvery, round)...)
+		alone = append(alone, p.load(b, auth("", ""), 200, 64, round))
+		beside = append(beside, p.readInFlood(b, auth("", ""), 200, &flooded))
+	}
+	fmt.Printf("\nreads of the JWK Set, 400/s on one connection, by a process of real-time priority: %t\n", realTime() != nil)
+	latency("idle", idle, nil)
+	latency("in a flood of /auth on 64 connections", flooded, idle)
+	line("tokens in the flood, without reads", alone.median(), "/s")
+	line("  with reads", beside.median(), "/s, ratio "+beside.over(alone))
+}
+
+func BenchmarkBodies(b *testing.B) {
+	secret := `{"a": {"secret_sha256": "` + strings.Repeat("ab", 32) + `"}}`
+	for _, server := range []struct {
+		name   string
+		args   []string
+		status int
+	}{
+		{"an open server", nil, 200},
+		{"a server with -clients, without credentials", []string{"-clients", putFile(b, secret)}, 401},
+	} {
+		p := startProcess(b, withKey(b, server.args...)...)
+		var dearest body
+		most := 0.0
+		fmt.Printf("\nbodies of 16 KiB, %s\n", server.name)
+		for _, body := range bodies() {
+			cost, _ := p.cost(b, auth("", body.text), server.status, round/2)
+			line("CPU time of "+body.name, cost, "ms")
+			if cost > most {
+				dearest, most = body, cost
+			}
+		}
+		var empty, dear samples
+		for range rounds {
+			p.readInFlood(b, auth("", ""), server.status, &empty)
+			p.readInFlood(b, auth("", dearest.text), server.status, &dear)
+		}
+		latency("reads in a flood of empty bodies", empty, nil)
+		latency("  of "+dearest.name, dear, empty)
+		line("peak memory", p.memory(b, "VmHWM:"), "MiB")
+	}
+}
+
+func BenchmarkFaults(b *testing.B) {
+	p := startProcess(b, withKey(b, "-audience", "bench")...)
+	worst, least := "", 1e9
+	fmt.Println("\nfaults: tokens/s, of those of good tokens")
+	for _, f := range faults {
+		query := "?fault=" + f.Name
+		p.token(b, query, "") // makes the other key
+		good := p.load(b, auth("", ""), 200, 16, round/5)
+		ratio := p.load(b, auth(query, ""), 200, 16, round/5) / good
+		fmt.Printf("  %s %.2f", f.Name, ratio)
+		if ratio < least {
+			worst, least = query, ratio
+		}
+	}
+	fmt.Println()
+	var good, bad samples
+	for range rounds {
+		p.readInFlood(b, auth("", ""), 200, &good)
+		p.readInFlood(b, auth(worst, ""), 200, &bad)
+	}
+	latency("reads in a flood of good tokens", good, nil)
+	latency("  of "+worst, bad, good)
+}
+
+func BenchmarkMemory(b *testing.B) {
+	p := startProcess(b, "-keys", b.TempDir())
+	for done := 0.0; done < 100_000; {
+		done += p.load(b, jwks, 200, 16, time.Second)
+	}
+	busy := p.memory(b, "VmRSS:")
+	for range 2000 {
+		c, err := dial(p.addr())
+		ok(b, err)
+		ok(b, c.do(jwks, 200))
+		defer c.Close()
+	}
+	fmt.Println()
+	line("memory after 100,000 requests", busy, "MiB")
+	line("  2,000 idle connections add", p.memory(b, "VmRSS:")-busy, "MiB")
+}
+
+func BenchmarkRotation(b *testing.B) {
+	p := startProcess(b, "-keys", b.TempDir(), "-key-ttl", "6s", "-token-ttl", "1s", "-publish-ahead", "9s")
+	var other sync.WaitGroup
+	var took [2]samples
+	other.Go(func() { took[0] = p.read(b, auth("", ""), 10*time.Millisecond, 15*time.Second) })
+	took[1] = p.read(b, jwks, 10*time.Millisecond, 15*time.Second)
+	other.Wait()
+	fmt.Println()
+	latency("200 requests/s over 3 rotations", slices.Concat(took[:]...), nil)
+}
+
+func BenchmarkStart(b *testing.B) {
+	first := func(dir string) float64 {
+		start := time.Now()
+		p := startProcess(b, "-keys", dir)
+		defer p.kill()
+		p.set(b)
+		return float64(time.Since(start)) / 1e6
+	}
+	var empty, filled samples
+	for range 2 * rounds {
 		dir := b.TempDir()
 		empty, filled = append(empty, first(dir)), append(filled, first(dir))
 	}
-	line("from an empty directory to the first set", median(empty), "ms")
-	line("from a filled one", median(filled), "ms")
+	fmt.Println()
+	line("from an empty directory to the first set", empty.median(), "ms")
+	line("from a filled one", filled.median(), "ms")
 }
 
-// memory is the resident memory in MiB.
-func (s *running) memory(b *testing.B) float64 {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
-	if err != nil {
-		b.Fatal(err)
+func line(name string, value float64, unit string) { fmt.Printf("%-50s %8.4g %s\n", name, value, unit) }
+
+// latency prints the figures of reads, and beside them how many times those of others they are.
+func latency(name string, took, others samples) {
+	fmt.Printf("%-50s", name)
+	for i, at := range []float64{0.5, 0.99, 1} {
+		fmt.Printf("  %s %.3g ms", []string{"p50", "p99", "max"}[i], took.quantile(at))
+		if others != nil {
+			fmt.Printf(" (%.2f times)", took.quantile(at)/others.quantile(at))
+		}
 	}
-	_, rest, _ := strings.Cut(string(status), "VmRSS:")
-	kib, err := strconv.ParseFloat(strings.Fields(rest)[0], 64)
-	if err != nil {
-		b.Fatal(err)
+	fmt.Println()
+}
+
+// A body is a token request of up to 16 KiB that might cost much.
+type body struct{ name, text string }
+
+func bodies() (list []body) {
+	fill := func(name, before, part, after string) {
+		n := (maxBody - len(before) - len(after)) / len(part)
+		list = append(list, body{name, before + strings.Repeat(part, n)[:n*len(part)-1] + after})
 	}
-	return kib / 1024
+	deep := strings.Repeat("[", 30) + strings.Repeat("]", 30) + ","
+	fill("a wide array of numbers", `{"a":[`, "1,", "]}")
+	fill("a wide array of long numbers", `{"a":[`, "1.7976931348623157e308,", "]}")
+	fill("a wide array of objects", `{"a":[`, "{},", "]}")
+	fill("arrays of depth 32", `{"a":[`, deep, "]}")
+	fill("objects of depth 32", `{"a":[`, strings.Repeat(`{"":`, 30)+"0"+strings.Repeat("}", 30)+",", "]}")
+	fill("escapes", `{"a":"`, `\u00e4`, `a"}`)
+	fill("a string that JSON has to escape", `{"a":"`, `<`, `"}`)
+	fill("a form of blanks to decode", "sub=", "%3c", "a")
+	fill("a form of many values", "aud=a", "&aud=a", "a")
+	var members strings.Builder
+	for i := range maxClaims {
+		fmt.Fprintf(&members, `"%0115d":"<<",`, i)
+	}
+	return append(list, body{"many members", "{" + strings.TrimSuffix(members.String(), ",") + "}"})
+}
+
+// readInFlood adds to took how long reads take in a flood on 64 connections. It returns the rate
+// of the flood.
+func (p *process) readInFlood(b *testing.B, request string, status int, took *samples) (rate float64) {
+	var reader sync.WaitGroup
+	reader.Go(func() { *took = append(*took, p.read(b, jwks, readEvery, round)...) })
+	rate = p.load(b, request, status, 64, round+round/4) // the reader takes a moment to start
+	reader.Wait()
+	return rate
+}
+
+// cost is the CPU time in milliseconds that the server takes for each answer, and the rate of them.
+func (p *process) cost(b *testing.B, request string, status int, d time.Duration) (cost, rate float64) {
+	before := p.cpu(b)
+	rate = p.load(b, request, status, 16, d)
+	return (p.cpu(b) - before) / (rate * d.Seconds()), rate
+}
+
+func (p *process) cpu(b *testing.B) float64 {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	ok(b, err)
+	_, after, _ := strings.Cut(string(stat), ") ")
+	var user, system float64
+	_, err = fmt.Sscan(strings.Join(strings.Fields(after)[11:13], " "), &user, &system)
+	ok(b, err)
+	return (user + system) * 10 // Linux counts hundredths of a second
+}
+
+func ownCPU() float64 {
+	var u syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e6
 }
 
 // A connection is an HTTP/1.1 client that costs little itself.
@@ -248,59 +382,53 @@ type connection struct {
 	r *bufio.Reader
 }
 
-func (s *running) dial(b *testing.B) *connection {
-	c, err := net.Dial("tcp", s.addr())
+func dial(addr string) (*connection, error) {
+	c, err := net.Dial("tcp", addr)
 	if err != nil {
-		b.Fatal(err)
+		return nil, err
 	}
-	return &connection{c, bufio.NewReaderSize(c, 8<<10)}
+	return &connection{c, bufio.NewReaderSize(c, 32<<10)}, nil
 }
 
-// do returns the body of the response, which is valid until the next call.
-func (c *connection) do(b *testing.B, request string) []byte {
-	if _, err := io.WriteString(c, request); err != nil {
-		b.Error(err)
-		return nil
+// do sends a request and reads the answer, which has to have a status.
+func (c *connection) do(request string, status int) error {
+	_, err := io.WriteString(c, request)
+	first, readErr := c.r.ReadString('\n')
+	if err = cmp.Or(err, readErr); err != nil || !strings.HasPrefix(first, fmt.Sprintf("HTTP/1.1 %d ", status)) {
+		return fmt.Errorf("answer %q, %v; want %d", first, err, status)
 	}
-	length, status := 0, ""
-	for {
-		line, err := c.r.ReadSlice('\n')
-		if err != nil {
-			b.Error(err)
-			return nil
-		}
-		if status == "" {
-			status = string(line)
-		}
-		if len(line) <= 2 {
-			break
+	length, chunked := 0, false
+	for line := []byte(first); len(line) > 2; {
+		if line, err = c.r.ReadSlice('\n'); err != nil {
+			return err
 		}
 		if value, ok := strings.CutPrefix(string(line), "Content-Length: "); ok {
 			length, _ = strconv.Atoi(strings.TrimSpace(value))
 		}
+		chunked = chunked || strings.HasPrefix(string(line), "Transfer-Encoding: chunked")
 	}
-	body, err := c.r.Peek(length)
-	c.r.Discard(length)
-	if err != nil || !strings.Contains(status, " 200 ") {
-		b.Errorf("%s%s%v", status, body, err)
+	if chunked {
+		length = len("\r\n") // after the last chunk
+		_, err = io.Copy(io.Discard, httputil.NewChunkedReader(c.r))
 	}
-	return body
+	_, discardErr := c.r.Discard(length)
+	return cmp.Or(err, discardErr)
 }
 
-func (s *running) get(b *testing.B, request string) []byte {
-	c := s.dial(b)
-	defer c.Close()
-	return c.do(b, request)
-}
-
-// load is how many answers a second the server gives to clients that ask again as
-// soon as they have one.
-func (s *running) load(b *testing.B, request string, clients int, d time.Duration) float64 {
+// load is how many answers a second the server gives to clients that ask again as soon as they
+// have one.
+func (p *process) load(b *testing.B, request string, status, clients int, d time.Duration) float64 {
 	var work []func()
 	for range clients {
-		c := s.dial(b)
+		c, err := dial(p.addr())
+		ok(b, err)
 		defer c.Close()
-		work = append(work, func() { c.do(b, request) })
+		work = append(work, func() {
+			if err := c.do(request, status); err != nil {
+				b.Error(err)
+				runtime.Goexit()
+			}
+		})
 	}
 	return rate(work, d)
 }
@@ -322,39 +450,21 @@ func rate(work []func(), d time.Duration) float64 {
 	return float64(done.Load()) / time.Since(start).Seconds()
 }
 
-// probe asks at regular times and returns how many milliseconds each answer took.
-func (s *running) probe(b *testing.B, request string, every, d time.Duration) []float64 {
-	c := s.dial(b)
-	defer c.Close()
-	var took []float64
-	for start, i := time.Now(), time.Duration(0); i*every < d; i++ {
-		time.Sleep(time.Until(start.Add(i * every)))
-		asked := time.Now()
-		c.do(b, request)
-		took = append(took, float64(time.Since(asked))/1e6)
+// samples are figures of the same thing.
+type samples []float64
+
+func (s samples) quantile(q float64) float64 {
+	sorted := slices.Sorted(slices.Values(s))
+	return sorted[int(q*float64(len(sorted)-1))]
+}
+
+func (s samples) median() float64 { return s.quantile(0.5) }
+
+// over is the median of the ratios of figures that were measured in turn.
+func (s samples) over(yardstick samples) string {
+	var ratios samples
+	for i := range s {
+		ratios = append(ratios, s[i]/yardstick[i])
 	}
-	return took
-}
-
-func quantile(values []float64, q float64) float64 {
-	values = slices.Sorted(slices.Values(values))
-	return values[int(q*float64(len(values)-1))]
-}
-
-func median(values []float64) float64 { return quantile(values, 0.5) }
-
-// ratio is the median of the ratios of values measured in turn.
-func ratio(values, yardstick []float64) string {
-	var ratios []float64
-	for i := range values {
-		ratios = append(ratios, values[i]/yardstick[i])
-	}
-	return fmt.Sprintf("   ratio %.2f", median(ratios))
-}
-
-func cpuModel() string {
-	info, _ := os.ReadFile("/proc/cpuinfo")
-	_, rest, _ := strings.Cut(string(info), "model name\t: ")
-	model, _, _ := strings.Cut(rest, "\n")
-	return model
+	return fmt.Sprintf("%.2f", ratios.median())
 }

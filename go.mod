@@ -1,5 +1,5 @@
 module jwks-server
 
-go 1.25.0
+go 1.26.8
 
 require github.com/golang-jwt/jwt/v5 v5.3.1

@@ -1,30 +1,23 @@
 package main
 
 import (
-	"bytes"
+	"cmp"
 	"context"
-	"crypto/rand"
-	"crypto/rsa"
-	"crypto/sha256"
 	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"maps"
 	"math"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
@@ -33,98 +26,42 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-const (
-	jwksPath      = "/.well-known/jwks.json"
-	discoveryPath = "/.well-known/openid-configuration"
-	formLabel     = "application/x-www-form-urlencoded"
-)
+const oauthPath = "/.well-known/oauth-authorization-server"
 
-// readyMade are two keys for all tests, since making one takes a while. The first
-// has the greater kid: no order of kids looks like an order of expiries.
-var readyMade = sync.OnceValue(func() (keys [2]*rsa.PrivateKey) {
-	for i := range keys {
-		var err error
-		if keys[i], err = rsa.GenerateKey(rand.Reader, minBits); err != nil {
-			panic(err)
-		}
-	}
-	if thumbprint(&keys[0].PublicKey) < thumbprint(&keys[1].PublicKey) {
-		keys[0], keys[1] = keys[1], keys[0]
-	}
-	return keys
-})
-
-// start returns a server that finds a key on its start and wants no other.
-func start(t testing.TB, args ...string) (http.Handler, *keystore) {
-	t.Helper()
-	cfg := testConfig(t, append([]string{"-publish-ahead", "1s"}, args...)...)
-	putKey(t, cfg, 0, cfg.keyTTL)
-	return newTest(t, cfg)
-}
-
-// putKey puts a key that is ready made into the directory.
-func putKey(t testing.TB, cfg config, i int, ttl time.Duration) {
-	t.Helper()
-	if err := (&keystore{config: cfg}).write(newKey(readyMade()[i], clock().Add(ttl))); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// object reads a JSON object, and numbers with their digits.
-func object(t testing.TB, text []byte) (o map[string]any) {
-	t.Helper()
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.UseNumber()
-	if err := d.Decode(&o); err != nil {
-		t.Fatalf("%q is not a JSON object: %v", text, err)
-	}
-	return o
-}
-
-// granted returns the members of a good response of /auth, and the header and the
-// claims of its token.
-func granted(t testing.TB, request string, w *httptest.ResponseRecorder) (response, header, claims map[string]any) {
-	t.Helper()
-	if w.Code != http.StatusOK {
-		t.Fatalf("%s = %d %s; want 200", request, w.Code, w.Body)
-	}
-	response = object(t, w.Body.Bytes())
-	parts := strings.Split(response["token"].(string), ".")
-	for i, part := range map[*map[string]any]int{&header: 0, &claims: 1} {
-		text, err := base64.RawURLEncoding.DecodeString(parts[part])
-		if err != nil {
-			t.Fatal(err)
-		}
-		*i = object(t, text)
-	}
-	return response, header, claims
-}
+// documentPaths are those of the documents that any web page may read.
+var documentPaths = []string{jwksPath, discoveryPath, oauthPath, "/faults", "/faults/jwks.json"}
 
 // checkError checks a response against the rules for all errors.
-func checkError(t testing.TB, request string, w *httptest.ResponseRecorder, status int, code string) {
+func (w response) checkError(t testing.TB, request string, status int, code string) {
 	t.Helper()
-	if w.Code != status {
-		t.Errorf("%s = %d %s; want %d %s", request, w.Code, w.Body, status, code)
+	if w.status != status {
+		t.Errorf("%s = %d %s; want %d %s", request, w.status, w.body, status, code)
 		return
 	}
-	members := object(t, w.Body.Bytes())
+	members := w.json(t)
 	description, _ := members["error_description"].(string)
 	if members["error"] != code || len(members) != 2 {
-		t.Errorf("%s = %v; want error %s and error_description", request, members, code)
+		t.Errorf("%s = %s; want the error %s and its description", request, w.body, code)
 	}
 	if !regexp.MustCompile(`^[\x20-\x21\x23-\x5B\x5D-\x7E]+$`).MatchString(description) {
 		t.Errorf("%s: error_description = %q; want the characters of RFC 6749 section 5.2", request, description)
 	}
-	want := http.Header{"Content-Type": {"application/json"}, "Cache-Control": {"no-store"}}
-	switch status {
-	case http.StatusMethodNotAllowed:
-		want["Allow"] = w.Header()["Allow"] // which differs
-	case http.StatusServiceUnavailable:
-		want["Retry-After"] = []string{"1"}
-	case http.StatusUnauthorized:
-		want["Www-Authenticate"] = []string{`Basic realm="jwks-server"`}
+	want := http.Header{
+		"Content-Type": {"application/json"}, "X-Content-Type-Options": {"nosniff"},
+		"Cache-Control": {"no-store"}, "Pragma": {"no-cache"},
 	}
-	checkHeader(t, request, w.Header(), want)
+	switch status {
+	case http.StatusServiceUnavailable:
+		want.Set("Retry-After", "1")
+	case http.StatusUnauthorized:
+		want.Set("WWW-Authenticate", `Basic realm="jwks-server", charset="UTF-8"`)
+	case http.StatusMethodNotAllowed:
+		want.Set("Allow", w.header.Get("Allow")) // which TestRoutes checks
+	}
+	if origin, ok := w.header["Access-Control-Allow-Origin"]; ok { // which TestCORS checks
+		want["Access-Control-Allow-Origin"] = origin
+	}
+	checkHeader(t, request, w.header, want)
 }
 
 func checkHeader(t testing.TB, request string, got, want http.Header) {
@@ -134,1131 +71,878 @@ func checkHeader(t testing.TB, request string, got, want http.Header) {
 	}
 }
 
-func TestEachPathAnswersItsMethodsAndNoOther(t *testing.T) {
-	h, _ := start(t)
-	w := do(h, "GET", "/", "")
-	if w.Code != http.StatusOK || w.Body.String() != "JWKS Server Running!" || w.Header().Get("Content-Type") != "text/plain" {
-		t.Errorf("GET / = %d %q %v; want 200 and exactly JWKS Server Running!, text/plain", w.Code, w.Body, w.Header())
-	}
-
-	t.Run("HEAD works where GET does, and another method is 405 with Allow", func(t *testing.T) {
-		for _, path := range []string{"/", jwksPath, discoveryPath, "/auth"} {
-			allow := "GET, HEAD"
-			if path == "/auth" {
-				allow = "POST"
-			}
-			for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "get"} {
-				w := do(h, method, path, "")
-				if slices.Contains(strings.Split(allow, ", "), method) {
-					if w.Code != http.StatusOK {
-						t.Errorf("%s %s = %d; want 200", method, path, w.Code)
-					}
-					continue
-				}
-				checkError(t, method+" "+path, w, http.StatusMethodNotAllowed, "method_not_allowed")
-				if got := w.Header().Get("Allow"); got != allow {
-					t.Errorf("%s %s: Allow = %q; want %q", method, path, got, allow)
-				}
-			}
-		}
-	})
-	t.Run("another path is 404", func(t *testing.T) {
-		for _, path := range []string{"/foo", "/auth/", "/auth/x", "/Auth", "/.well-known", "/.well-known/", jwksPath + "/", discoveryPath + "/x", "/jwks.json"} {
-			for _, method := range []string{"GET", "HEAD", "POST", "DELETE"} {
-				checkError(t, method+" "+path, do(h, method, path, ""), http.StatusNotFound, "not_found")
-			}
-		}
-	})
-	t.Run("an unclean path is redirected and gives nothing", func(t *testing.T) {
-		for path, clean := range map[string]string{"//auth": "/auth", "/./auth": "/auth", "/x/../auth": "/auth", "//.well-known//jwks.json": jwksPath} {
-			w := do(h, "POST", path, "")
-			if w.Code < 301 || w.Code > 308 || w.Header().Get("Location") != clean || strings.Contains(w.Body.String(), "token") {
-				t.Errorf("POST %s = %d %v %s; want a redirection to %s", path, w.Code, w.Header(), w.Body, clean)
-			}
-		}
-	})
-}
-
-func TestHEADWorksWhereGETDoes(t *testing.T) {
-	h, _ := start(t)
-	s := httptest.NewServer(h)
-	defer s.Close()
-	exchange := func(method, path, tag string) (int, http.Header, string) {
-		r, err := http.NewRequest(method, s.URL+path, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.Header.Set("If-None-Match", tag)
-		response, err := s.Client().Do(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer response.Body.Close()
-		body, err := io.ReadAll(response.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		response.Header.Del("Date")
-		return response.StatusCode, response.Header, string(body)
-	}
-	for _, path := range []string{"/", jwksPath, discoveryPath, "/foo"} {
-		for _, tag := range []string{`"none"`, "*"} {
-			getStatus, getHeader, body := exchange("GET", path, tag)
-			headStatus, headHeader, none := exchange("HEAD", path, tag)
-			if headStatus != getStatus || none != "" {
-				t.Errorf("HEAD %s = %d %q; want %d and no body", path, headStatus, none, getStatus)
-			}
-			checkHeader(t, "HEAD "+path, headHeader, getHeader)
-			if length := getHeader.Get("Content-Length"); getStatus != http.StatusNotModified && length != strconv.Itoa(len(body)) {
-				t.Errorf("GET %s: Content-Length = %q; want %d", path, length, len(body))
-			}
-		}
-	}
-}
-
-func TestExpiredTakesWhatParseBoolTakesAndKey(t *testing.T) {
-	h, _ := start(t)
-	valid := func(_ jwt.MapClaims, err error) bool { return err == nil }
-	rejected := func(_ jwt.MapClaims, err error) bool { // for that one reason
-		return errors.Is(err, jwt.ErrTokenExpired) && !errors.Is(err, jwt.ErrTokenUnverifiable) &&
-			!errors.Is(err, jwt.ErrTokenSignatureInvalid) && !errors.Is(err, jwt.ErrTokenUsedBeforeIssued)
-	}
-	unknown := func(_ jwt.MapClaims, err error) bool { return errors.Is(err, errUnknownKid) }
+func TestRoutes(t *testing.T) {
+	s := newServerWithKey(t)
+	readable := append([]string{"/"}, documentPaths...)
 	for _, test := range []struct {
-		name    string
-		queries []string
-		want    func(jwt.MapClaims, error) bool // nil for 400
+		name, methods string
+		paths         []string
+		wantStatus    int
+		wantAllow     string
 	}{
-		{"absent means false", []string{"", "?", "?x=true", "?Expired=true", "?x=%3B"}, valid},
-		{"it takes what ParseBool takes for true", []string{"=1", "=t", "=T", "=TRUE", "=true", "=True", "=%74rue", "=true&x=y"}, rejected},
-		{"it takes what ParseBool takes for false", []string{"=0", "=f", "=F", "=FALSE", "=false", "=False"}, valid},
-		{"a bare one means true", []string{"?expired", "="}, rejected},
-		{"key means a key that is not in the set", []string{"=key"}, unknown},
-		{"anything else is 400", []string{"=yes", "=tRUE", "=KEY", "=2", "=key+", "=%20", "=\"\\"}, nil},
-		{"a repeated one is 400", []string{"=true&expired=true", "=key&expired=key", "=&expired=", "=false&expired"}, nil},
-		{"an unreadable query is 400", []string{"?%zz", "?a;b", "=true&%zz", "=true;x"}, nil},
+		{"what may be read answers GET and HEAD", "GET HEAD", readable, 200, ""},
+		{"auth answers POST", "POST", []string{"/auth"}, 200, ""},
+		{"OPTIONS is answered 204 with Allow", "OPTIONS", readable, 204, "GET, HEAD, OPTIONS"},
+		{"OPTIONS of auth is answered 204 with Allow", "OPTIONS", []string{"/auth"}, 204, "POST, OPTIONS"},
+		{"another method is 405 with Allow", "POST PUT PATCH DELETE TRACE get", readable, 405, "GET, HEAD, OPTIONS"},
+		{"another method of auth is 405 with Allow", "GET HEAD PUT PATCH DELETE post", []string{"/auth"}, 405, "POST, OPTIONS"},
+		{"another path is 404", "GET HEAD POST DELETE OPTIONS", []string{"/foo", "/auth/", "/auth/x", "/Auth", "/.well-known",
+			"/.well-known/", jwksPath + "/", discoveryPath + "/x", "/jwks.json", "/faults/", "/tenant/auth"}, 404, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			for _, query := range test.queries {
-				if strings.HasPrefix(query, "=") {
-					query = "?expired" + query
+			for _, path := range test.paths {
+				for method := range strings.FieldsSeq(test.methods) {
+					w := s.do(method, path, "")
+					switch test.wantStatus {
+					case http.StatusNotFound:
+						w.checkError(t, method+" "+path, 404, "not_found")
+					case http.StatusMethodNotAllowed:
+						w.checkError(t, method+" "+path, 405, "method_not_allowed")
+					}
+					if got := w.header.Get("Allow"); w.status != test.wantStatus || got != test.wantAllow {
+						t.Errorf("%s %s = %d, Allow %q; want %d, %q", method, path, w.status, got, test.wantStatus, test.wantAllow)
+					}
+					if got := w.header.Get("X-Content-Type-Options"); got != "nosniff" {
+						t.Errorf("%s %s: X-Content-Type-Options = %q; want nosniff", method, path, got)
+					}
 				}
-				w := do(h, "POST", "/auth"+query, "")
-				if test.want == nil {
-					checkError(t, "POST /auth"+query, w, http.StatusBadRequest, "invalid_request")
-					continue
+			}
+		})
+	}
+	t.Run("the root says that the server runs", func(t *testing.T) {
+		w := s.do("GET", "/", "")
+		if w.body != "JWKS Server Running!" || w.header.Get("Content-Type") != "text/plain" {
+			t.Errorf("GET / = %q, %v; want exactly JWKS Server Running!, text/plain", w.body, w.header)
+		}
+	})
+	t.Run("an unclean path is redirected", func(t *testing.T) {
+		for path, want := range map[string]string{"//auth": "/auth", "/./auth": "/auth", "/x/../auth": "/auth", "//.well-known//jwks.json": jwksPath} {
+			w := s.do("POST", path, "")
+			if got := w.header.Get("Location"); w.status/100 != 3 || got != want || strings.Contains(w.body, "token") {
+				t.Errorf("POST %s = %d to %s, %s; want a redirection to %s", path, w.status, got, w.body, want)
+			}
+		}
+	})
+	t.Run("HEAD is answered as GET is", func(t *testing.T) {
+		for _, path := range append(readable, "/foo") {
+			for _, tag := range []string{`"x"`, "*"} {
+				want, got := s.do("GET", path, "", "If-None-Match", tag), s.do("HEAD", path, "", "If-None-Match", tag)
+				if checkHeader(t, "HEAD "+path, got.header, want.header); got.status != want.status {
+					t.Errorf("HEAD %s = %d; want %d", path, got.status, want.status)
 				}
-				response, _, _ := granted(t, "POST /auth"+query, w)
-				if claims, err := fetch(t, h).verify(response["token"].(string)); !test.want(claims, err) {
-					t.Errorf("verify(token of /auth%s) = %v, %v", query, claims, err)
-				}
+			}
+		}
+	})
+}
+
+func TestIssuerPath(t *testing.T) {
+	t.Run("the routes answer under the path of the issuer too", func(t *testing.T) {
+		s := newServerWithKey(t, "-issuer", "https://a.test/tenant/a")
+		for _, path := range []string{"/tenant/a/", "/tenant/a" + jwksPath, "/tenant/a" + discoveryPath, "/tenant/a/faults",
+			"/tenant/a/faults/jwks.json", oauthPath + "/tenant/a", "/", jwksPath, discoveryPath, oauthPath, "/faults"} {
+			if w := s.do("GET", path, ""); w.status != 200 {
+				t.Errorf("GET %s = %d; want 200", path, w.status)
+			}
+		}
+		for _, path := range []string{"/tenant/a/auth", "/auth"} {
+			if w := s.do("POST", path, ""); w.status != 200 {
+				t.Errorf("POST %s = %d; want 200", path, w.status)
+			}
+		}
+		s.do("GET", "/tenant"+jwksPath, "").checkError(t, "another tenant", 404, "not_found")
+	})
+	for _, test := range []struct{ name, path, wantPath string }{
+		{"a brace is no wildcard", "/a%7Bb%7D", "/a%7Bb%7D/auth"},
+		{"a raw brace is no wildcard", "/{a}/{$}/{b...}", "/%7Ba%7D/%7B$%7D/%7Bb...%7D/auth"},
+		{"a blank is no method", "/GET a", "/GET%20a/auth"},
+		{"a slash may be escaped", "/a%2Fb", "/a%2Fb/auth"},
+		{"letters may be of any alphabet", "/é", "/%C3%A9/auth"},
+		{"it may be that of a route", "/auth", "/auth/auth"},
+		{"it may be that of the catalogue", "/faults", "/faults/auth"},
+		{"it may be that of the metadata", oauthPath, oauthPath + "/auth"},
+		{"one that is unclean does no harm", "//a", "/auth"},
+		{"one with dots does no harm", "/a/../b/.", "/auth"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := newServerWithKey(t, "-issuer", "https://a.test"+test.path)
+			if w := s.do("POST", test.wantPath, ""); w.status != 200 {
+				t.Errorf("POST %s = %d %s; want 200", test.wantPath, w.status, w.body)
+			}
+			if _, claims := parts(t, s.token(t, "", "")); claims["iss"] != "https://a.test"+test.path {
+				t.Errorf("iss = %v; want %s", claims["iss"], "https://a.test"+test.path)
 			}
 		})
 	}
 }
 
-func TestTheKeyOfExpiredKeyIsNeverPublished(t *testing.T) {
-	h, keys := start(t)
-	var kids []string
-	for range 2 {
-		response, header, claims := granted(t, "POST /auth?expired=key", do(h, "POST", "/auth?expired=key", `{"n":1}`))
-		kids = append(kids, header["kid"].(string))
-		exp, _ := claims["exp"].(json.Number).Int64()
-		if age := time.Now().Unix() - exp; age < 3600 || age > 3610 || claims["n"] != json.Number("1") {
-			t.Errorf("claims of /auth?expired=key = %v; want exp an hour ago, and n", claims)
-		}
-		for kid, k := range fetch(t, h) {
-			if _, err := (keySet{kids[0]: k}).verify(response["token"].(string)); !errors.Is(err, jwt.ErrTokenSignatureInvalid) {
-				t.Errorf("verify(token of /auth?expired=key, key %s) = %v; want an invalid signature", kid, err)
+func TestCORS(t *testing.T) {
+	s := newServerWithKey(t)
+	fields := []string{"Origin", "https://app.test", "Access-Control-Request-Method", "GET", "Access-Control-Request-Headers", "x-a, x-b"}
+	t.Run("any page may read a document", func(t *testing.T) {
+		for _, path := range documentPaths {
+			for _, method := range []string{"GET", "HEAD", "POST"} { // 405 too, so that the page sees why
+				w := s.do(method, path, "", fields...)
+				if got := w.header.Get("Access-Control-Allow-Origin"); got != "*" || w.header.Get("Access-Control-Allow-Methods") != "" {
+					t.Errorf("%s %s: Access-Control-Allow-Origin = %q, %v; want * and nothing else", method, path, got, w.header)
+				}
 			}
 		}
-	}
-	if kids[0] != kids[1] {
-		t.Errorf("kids of /auth?expired=key = %v; want one, made on first use", kids)
-	}
-	for _, want := range []int{1, 2} {
-		if set := fetch(t, h); set[kids[0]] != nil || len(set) != want {
-			t.Errorf("JWK Set = %v; want %d keys and not %s", set, want, kids[0])
+	})
+	t.Run("a preflight of a document allows the headers asked for, for a day", func(t *testing.T) {
+		for _, path := range documentPaths {
+			checkHeader(t, "OPTIONS "+path, s.do("OPTIONS", path, "", fields...).header, http.Header{
+				"Access-Control-Allow-Origin": {"*"}, "Access-Control-Allow-Methods": {"GET, HEAD"},
+				"Access-Control-Allow-Headers": {"x-a, x-b"}, "Access-Control-Max-Age": {"86400"},
+				"Allow": {"GET, HEAD, OPTIONS"}, "X-Content-Type-Options": {"nosniff"},
+			})
+			if got := s.do("OPTIONS", path, "", fields[:4]...).header; got["Access-Control-Allow-Headers"] != nil {
+				t.Errorf("OPTIONS %s = %v; want no headers allowed that are not asked for", path, got)
+			}
 		}
-		files, err := filepath.Glob(filepath.Join(keys.dir, "*"))
-		if err != nil || len(files) != want || strings.Contains(strings.Join(files, " "), kids[0]) {
-			t.Errorf("files = %v, %v; want %d and not one of %s, which lives in memory only", files, err, want, kids[0])
+	})
+	t.Run("no page may take a token", func(t *testing.T) {
+		for _, method := range []string{"POST", "OPTIONS", "GET"} {
+			for _, query := range []string{"", "?expired=x", "?fault=none"} {
+				for name := range s.do(method, "/auth"+query, "", fields...).header {
+					if strings.HasPrefix(name, "Access-Control-") {
+						t.Errorf("%s /auth%s has the header %s; want no CORS", method, query, name)
+					}
+				}
+			}
 		}
-		if err := keys.grow(t.Context(), time.Hour); err != nil { // which makes another
-			t.Fatal(err)
-		}
-	}
+	})
 }
 
-func TestAJWKHasSixMembersAndTheSoonestExpiringIsFirst(t *testing.T) {
-	cfg := testConfig(t)
-	putKey(t, cfg, 1, 3*time.Hour)
-	putKey(t, cfg, 0, time.Hour)
-	h, _ := newTest(t, cfg)
-	w := do(h, "GET", jwksPath, "")
-	set := object(t, w.Body.Bytes())
-	keys, _ := set["keys"].([]any)
-	if len(keys) != 2 || len(set) != 1 {
-		t.Fatalf("JWK Set = %s; want two keys and nothing else", w.Body)
-	}
-	for i, k := range keys { // soonest-expiring first
-		want := map[string]any{
-			"kty": "RSA", "use": "sig", "alg": "RS256", "kid": thumbprint(&readyMade()[i].PublicKey),
-			"n": base64.RawURLEncoding.EncodeToString(readyMade()[i].N.Bytes()), "e": "AQAB",
-		}
-		if got := k.(map[string]any); !maps.Equal(got, want) {
-			t.Errorf("keys[%d] = %v; want %v", i, got, want)
+func TestDocuments(t *testing.T) {
+	s := newServerWithKey(t, "-publish-ahead", "48s")
+	header := func(w response) http.Header {
+		return http.Header{
+			"Content-Type": {"application/json"}, "Content-Length": {strconv.Itoa(len(w.body))}, "X-Content-Type-Options": {"nosniff"},
+			"Cache-Control": {"public, max-age=2"}, "Etag": {w.header.Get("ETag")}, "Access-Control-Allow-Origin": {"*"},
 		}
 	}
-	// Read again by a decoder that takes no padding and no other alphabet.
-	for kid, k := range parseSet(t, w.Body.Bytes()) {
-		if k.N.BitLen() != minBits || k.E != 65537 {
-			t.Errorf("key %s has %d bits and e %d", kid, k.N.BitLen(), k.E)
-		}
-	}
-}
-
-// documentHeader is what a document says of itself, where its ETag is tag.
-func documentHeader(w *httptest.ResponseRecorder, maxAge int, tag string) http.Header {
-	return http.Header{
-		"Content-Type":                {"application/json"},
-		"Content-Length":              {strconv.Itoa(w.Body.Len())},
-		"Cache-Control":               {fmt.Sprintf("public, max-age=%d", maxAge)},
-		"Etag":                        {tag},
-		"Access-Control-Allow-Origin": {"*"},
-	}
-}
-
-func TestDocumentsMayBeCachedForAPartOfPublishAhead(t *testing.T) {
-	strong := regexp.MustCompile(`^"[!#-~]{16,}"$`)
-	for publishAhead, maxAge := range map[string]int{"1s": 1, "20s": 1, "48s": 2, "1h": 150, "2h": 300, "13h": 300} {
-		h, _ := start(t, "-key-ttl", "24h", "-publish-ahead", publishAhead)
-		for _, path := range []string{jwksPath, discoveryPath} {
-			w := do(h, "GET", path, "", "Origin", "https://app.test")
-			tag := w.Header().Get("Etag")
-			if !strong.MatchString(tag) {
+	t.Run("they may be cached for a part of publish-ahead", func(t *testing.T) {
+		for _, path := range documentPaths {
+			w := s.do("GET", path, "")
+			checkHeader(t, "GET "+path, w.header, header(w))
+			if tag := w.header.Get("ETag"); !regexp.MustCompile(`^"[!#-~]{16,}"$`).MatchString(tag) {
 				t.Errorf("GET %s: ETag = %s; want a strong one", path, tag)
 			}
-			checkHeader(t, "GET "+path+" with -publish-ahead "+publishAhead, w.Header(), documentHeader(w, maxAge, tag))
+			if !json.Valid([]byte(w.body)) {
+				t.Errorf("GET %s = %s; want JSON", path, w.body)
+			}
 		}
+	})
+	full := s.do("GET", jwksPath, "")
+	tag := full.header.Get("ETag")
+	for _, test := range []struct {
+		name       string
+		fields     []string // with a line for each header
+		wantStatus int
+	}{
+		{"who has the document is answered 304", []string{tag, "W/" + tag, `"x", ` + tag, `W/"x",W/` + tag + `,"y"`, "\"x\"\t,\t" + tag + "\t", "*", "\"x\"\n" + tag}, 304},
+		{"who has another is answered in full", []string{`"x"`, `"x", W/"y"`, "", strings.Trim(tag, `"`), tag[:len(tag)-2] + `"`, "w/" + tag}, 200},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			for _, field := range test.fields {
+				r := httptest.NewRequest("GET", jwksPath, nil)
+				r.Header["If-None-Match"] = strings.Split(field, "\n")
+				got, want, wantBody := s.send(r), header(full), full.body
+				if test.wantStatus == 304 {
+					want.Del("Content-Type")
+					want.Del("Content-Length")
+					wantBody = ""
+				}
+				if got.status != test.wantStatus || got.body != wantBody {
+					t.Errorf("If-None-Match %q = %d %s; want %d", field, got.status, got.body, test.wantStatus)
+				}
+				checkHeader(t, field, got.header, want)
+			}
+		})
 	}
-}
-
-func TestETagChangesWithTheSet(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		cfg := testConfig(t, "-publish-ahead", "1s")
-		putKey(t, cfg, 0, time.Hour)
-		h, keys := newTest(t, cfg)
-		seen := map[string]string{}
-		var tags []string
-		look := func(h http.Handler) {
-			w := do(h, "GET", jwksPath, "")
-			tag, body := w.Header().Get("ETag"), w.Body.String()
-			if before, ok := seen[tag]; ok && before != body {
-				t.Errorf("ETag %s is that of %s and of %s", tag, before, body)
+	t.Run("the set is rendered when it changes, and not per request", func(t *testing.T) {
+		before, _ := s.keys.jwks(t.Context())
+		s.do("GET", jwksPath, "")
+		if after, _ := s.keys.jwks(t.Context()); after != before {
+			t.Error("one set was rendered twice")
+		}
+	})
+	t.Run("the ETag changes with the set and with nothing else", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s := newServerWithKey(t)
+			tag := func(s *testServer) string { return s.do("GET", jwksPath, "").header.Get("ETag") }
+			first := tag(s)
+			time.Sleep(10 * time.Minute)
+			replica := newServer(t, "-keys", string(s.keys.dir), "-publish-ahead", "1s")
+			if got := []string{tag(s), tag(replica)}; got[0] != first || got[1] != first {
+				t.Errorf("ETags of one set = %v; want %s", got, first)
 			}
-			seen[tag] = body
-			tags = append(tags, tag)
-		}
-		follow := func() {
-			if err := keys.grow(t.Context(), keys.publishAhead); err != nil {
-				t.Fatal(err)
+			time.Sleep(50 * time.Minute) // the key has expired, so another is made
+			if got := tag(s); got == first {
+				t.Errorf("ETag of another set = %s, as of the first", got)
 			}
-		}
-		look(h)
-		before, _ := keys.jwks(t.Context())
-		time.Sleep(10 * time.Minute)
-		follow()
-		look(h)
-		if after, _ := keys.jwks(t.Context()); after != before {
-			t.Error("one set was rendered twice; want it rendered when it changes")
-		}
-		replica, _ := newTest(t, cfg)
-		look(replica)
-		if tags[1] != tags[0] || tags[2] != tags[0] {
-			t.Errorf("ETags of one set = %v; want one", tags)
-		}
-		putKey(t, cfg, 1, 2*time.Hour)
-		follow()
-		look(h)
-		time.Sleep(50 * time.Minute) // an expired key leaves without the loop
-		look(h)
-		if len(seen) != 3 || tags[4] == tags[3] {
-			t.Errorf("ETags of three sets = %v; want three", tags[2:])
-		}
+		})
 	})
 }
 
-func TestWhoHasTheDocumentIsAnswered304(t *testing.T) {
-	h, _ := start(t)
-	for _, path := range []string{jwksPath, discoveryPath} {
-		full := do(h, "GET", path, "")
-		tag := full.Header().Get("ETag")
-		for _, test := range []struct {
-			name   string
-			value  string // with a line for each header
-			status int
-		}{
-			{"the ETag", tag, 304},
-			{"the ETag, weak", "W/" + tag, 304},
-			{"a list", `"x", ` + tag, 304},
-			{"a list without spaces", `W/"x",W/` + tag + `,"y"`, 304},
-			{"a list with tabs", "\"x\"\t,\t" + tag + "\t", 304},
-			{"anything", "*", 304},
-			{"several headers", "\"x\"\n" + tag, 304},
-			{"another", `"x"`, 200},
-			{"a list of others", `"x", W/"y"`, 200},
-			{"nothing", "", 200},
-			{"no quotes", strings.Trim(tag, `"`), 200},
-			{"a part of the ETag", tag[:len(tag)-2] + `"`, 200},
-			{"w is not W", "w/" + tag, 200},
-		} {
-			t.Run(test.name, func(t *testing.T) {
-				for _, method := range []string{"GET", "HEAD"} {
-					r := httptest.NewRequest(method, path, nil)
-					r.Header["If-None-Match"] = strings.Split(test.value, "\n")
-					w := httptest.NewRecorder()
-					h.ServeHTTP(w, r)
-					request := fmt.Sprintf("%s %s If-None-Match: %q", method, path, test.value)
-					want := documentHeader(full, 1, tag)
-					if test.status == http.StatusNotModified {
-						delete(want, "Content-Type")
-						delete(want, "Content-Length")
-					}
-					checkHeader(t, request, w.Header(), want)
-					if w.Code != test.status || (w.Body.Len() == 0) != (w.Code == http.StatusNotModified) {
-						t.Errorf("%s = %d %s; want %d", request, w.Code, w.Body, test.status)
-					}
-				}
-			})
-		}
-	}
-}
-
-func TestDiscoveryTellsTheIssuerAndItsEndpoints(t *testing.T) {
+func TestMetadata(t *testing.T) {
 	for _, test := range []struct {
-		name                string
-		flags               []string
-		grants, authMethods string
+		name                    string
+		args                    []string
+		wantGrants, wantMethods string
 	}{
-		{"open", nil, `["client_credentials","password"]`, `["client_secret_basic","client_secret_post","none"]`},
-		{"with -clients", []string{"-clients", clientsFile(t)}, `["client_credentials"]`, `["client_secret_basic","client_secret_post"]`},
+		{"an open server takes clients that have no secret", nil,
+			`["client_credentials","password"]`, `["client_secret_basic","client_secret_post","none"]`},
+		{"with clients the only grant is client_credentials", []string{"-clients", clientsFile(t)},
+			`["client_credentials"]`, `["client_secret_basic","client_secret_post"]`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			h, _ := start(t, append(test.flags, "-issuer", "https://issuer.test/a/b")...)
-			want := `{"grant_types_supported":` + test.grants + `,"id_token_signing_alg_values_supported":["RS256"],` +
-				`"issuer":"https://issuer.test/a/b","jwks_uri":"https://issuer.test/a/b/.well-known/jwks.json",` +
+			s := newServerWithKey(t, append(test.args, "-issuer", "https://a.test/a/b")...)
+			want := `{"grant_types_supported":` + test.wantGrants + `,"id_token_signing_alg_values_supported":["RS256"],` +
+				`"issuer":"https://a.test/a/b","jwks_uri":"https://a.test/a/b/.well-known/jwks.json",` +
 				`"response_types_supported":["id_token"],"subject_types_supported":["public"],` +
-				`"token_endpoint":"https://issuer.test/a/b/auth","token_endpoint_auth_methods_supported":` + test.authMethods + "}\n"
-			if w := do(h, "GET", discoveryPath, ""); w.Body.String() != want {
-				t.Errorf("GET %s = %s; want %s", discoveryPath, w.Body, want)
+				`"token_endpoint":"https://a.test/a/b/auth","token_endpoint_auth_methods_supported":` + test.wantMethods + "}\n"
+			for _, path := range []string{discoveryPath, oauthPath, "/a/b" + discoveryPath, oauthPath + "/a/b"} {
+				if w := s.do("GET", path, ""); w.body != want {
+					t.Errorf("GET %s = %s; want %s", path, w.body, want)
+				}
 			}
 		})
 	}
 }
 
-func TestATokenHasTheClaimsOfTheDesignAndNoOther(t *testing.T) {
+func TestToken(t *testing.T) {
 	for _, test := range []struct {
-		name, query string
-		args        []string
-		iat, exp    int64  // from now
-		aud         string // other claims are always there
+		name, query      string
+		args             []string
+		wantIat, wantExp int64 // from now
 	}{
-		{name: "by default it lives for ten minutes", exp: 600},
-		{name: "it lives for -token-ttl", args: []string{"-token-ttl", "90s"}, exp: 90},
-		{name: "aud when -audience is set", args: []string{"-audience", "api"}, exp: 600, aud: "api"},
-		{name: "an expired one keeps its claims coherent", query: "?expired=true", iat: -4200, exp: -3600},
-		{name: "an expired one with -token-ttl", query: "?expired", args: []string{"-token-ttl", "90s", "-audience", "api"}, iat: -3690, exp: -3600, aud: "api"},
+		{name: "it lives for ten minutes", wantExp: 600},
+		{name: "it lives for -token-ttl", args: []string{"-token-ttl", "90s"}, wantExp: 90},
+		{name: "it lives for whole seconds", args: []string{"-token-ttl", "1999ms"}, wantExp: 1},
+		{name: "it has -audience", args: []string{"-audience", "api"}, wantExp: 600},
+		{name: "it lives for expires_in seconds", query: "?expires_in=60", wantExp: 60},
+		{name: "it may live for no time", query: "?expires_in=0"},
+		{name: "an expired one was issued its life before", query: "?expired=true", wantIat: -4200, wantExp: -3600},
+		{name: "an expired one had -token-ttl", query: "?expired", args: []string{"-token-ttl", "90s"}, wantIat: -3690, wantExp: -3600},
+		{name: "it may have been expired for long", query: "?expires_in=-86400", wantIat: -87000, wantExp: -86400},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				h, _ := start(t, test.args...)
-				time.Sleep(time.Second - time.Nanosecond) // iat is floored
-				now := time.Now().Unix()
-				w := do(h, "POST", "/auth"+test.query, "")
-				response, header, claims := granted(t, test.name, w)
-				if want := map[string]any{"alg": "RS256", "typ": "JWT", "kid": thumbprint(&readyMade()[0].PublicKey)}; !maps.Equal(header, want) {
+				s := newServerWithKey(t, test.args...)
+				time.Sleep(time.Second - 1) // because iat must not be ahead of the clock
+				number := func(seconds int64) json.Number {
+					return json.Number(strconv.FormatInt(time.Now().Unix()+seconds, 10))
+				}
+				w := s.do("POST", "/auth"+test.query, "")
+				response := w.json(t)
+				header, claims := parts(t, response["token"].(string))
+				if want := (map[string]any{"alg": "RS256", "typ": "JWT", "kid": thumbprint(&readyMade()[0].PublicKey)}); !maps.Equal(header, want) {
 					t.Errorf("header = %v; want %v", header, want)
 				}
-				if jti, ok := claims["jti"].(string); !ok || jti == "" {
-					t.Errorf("jti = %v; want a string", claims["jti"])
+				want := map[string]any{"iss": "http://issuer.test", "sub": "user123", "iat": number(test.wantIat), "exp": number(test.wantExp), "jti": claims["jti"]}
+				if s.audience != "" {
+					want["aud"] = "api"
 				}
-				want := map[string]any{
-					"iss": "http://issuer.test", "sub": "user123", "jti": claims["jti"],
-					"iat": json.Number(strconv.FormatInt(now+test.iat, 10)), "exp": json.Number(strconv.FormatInt(now+test.exp, 10)),
+				if jti, _ := claims["jti"].(string); jti == "" || !maps.Equal(claims, want) {
+					t.Errorf("claims = %v; want %v and a jti", claims, want)
 				}
-				if test.aud != "" {
-					want["aud"] = test.aud
-				}
-				if !maps.Equal(claims, want) {
-					t.Errorf("claims = %v; want %v", claims, want)
-				}
-				want = map[string]any{
-					"token": response["token"], "access_token": response["token"],
-					"token_type": "Bearer", "expires_in": json.Number(strconv.FormatInt(test.exp, 10)),
+				want = map[string]any{"token": response["token"], "access_token": response["token"], "token_type": "Bearer"}
+				if test.wantExp > 0 { // clients refuse any other
+					want["expires_in"] = json.Number(strconv.FormatInt(test.wantExp, 10))
 				}
 				if !maps.Equal(response, want) {
 					t.Errorf("response = %v; want %v", response, want)
 				}
-				checkHeader(t, test.name, w.Header(), http.Header{"Content-Type": {"application/json"}, "Cache-Control": {"no-store"}})
+				checkHeader(t, test.name, w.header, http.Header{"Content-Type": {"application/json"},
+					"Cache-Control": {"no-store"}, "Pragma": {"no-cache"}, "X-Content-Type-Options": {"nosniff"}})
+			})
+		})
+	}
+	t.Run("its jti has 128 random bits", func(t *testing.T) { // as many as the characters at each place suggest
+		s := newServerWithKey(t)
+		seen := map[string]bool{}
+		for range 200 {
+			_, claims := parts(t, s.token(t, "", ""))
+			seen[claims["jti"].(string)] = true
+		}
+		places := map[int]map[rune]bool{}
+		for jti := range seen {
+			for i, c := range jti {
+				if places[i] == nil {
+					places[i] = map[rune]bool{}
+				}
+				places[i][c] = true
+			}
+		}
+		bits := 0.0
+		for _, place := range places {
+			bits += math.Log2(float64(len(place)))
+		}
+		if len(seen) != 200 || bits < 128 {
+			t.Errorf("200 tokens have %d jtis with about %.0f random bits; want 200, and 128 bits or more", len(seen), bits)
+		}
+	})
+}
+
+func TestQuery(t *testing.T) {
+	s := newServerWithKey(t)
+	bad := errors.New("400")
+	for _, test := range []struct {
+		name    string
+		queries []string
+		want    error // of a verifier
+	}{
+		{"without expired the token is good", []string{"", "x=true", "Expired=true", "x=%3B"}, nil},
+		{"expired takes what ParseBool takes for true", []string{"expired=1", "expired=t", "expired=T", "expired=TRUE", "expired=true", "expired=True", "expired=%74rue", "expired=true&x=y"}, jwt.ErrTokenExpired},
+		{"expired takes what ParseBool takes for false", []string{"expired=0", "expired=f", "expired=F", "expired=FALSE", "expired=false", "expired=False"}, nil},
+		{"a bare expired means true", []string{"expired", "expired="}, jwt.ErrTokenExpired},
+		{"expired=key signs with a key that is not in the set", []string{"expired=key"}, errUnknownKid},
+		{"expired takes nothing else", []string{"expired=yes", "expired=tRUE", "expired=KEY", "expired=2", "expired=key+", "expired=%20", "expired=\"\\"}, bad},
+		{"expired may be given once", []string{"expired=true&expired=true", "expired=key&expired=key", "expired=&expired=", "expired=false&expired"}, bad},
+		{"expires_in may be -token-ttl", []string{"expires_in=600", "expires_in=60&x=y"}, nil},
+		{"expires_in of the past is an expired token", []string{"expires_in=0", "expires_in=-1", "expires_in=-315360000"}, jwt.ErrTokenExpired},
+		{"expires_in is -token-ttl at most", []string{"expires_in=601", "expires_in=9223372036854775807", "expires_in=9223372036854775808"}, bad},
+		{"expires_in is ten years ago at most", []string{"expires_in=-315360001", "expires_in=-9223372036854775808"}, bad},
+		{"expires_in is a number", []string{"expires_in", "expires_in=", "expires_in=x", "expires_in=1.5", "expires_in=1e2", "expires_in=+5", "expires_in=0x1", "expires_in=1m"}, bad},
+		{"expires_in may be given once", []string{"expires_in=60&expires_in=60", "expires_in=&expires_in=60"}, bad},
+		{"the parameters exclude each other", []string{"expired=true&expires_in=60", "expired=false&expires_in=60", "expired&fault=none", "expired=false&fault=none",
+			"expires_in=60&fault=none", "fault=none&fault=none", "expired&expires_in=1&fault=none", "expired=false&fault=", "expires_in=60&expired="}, bad},
+		{"an unreadable query is refused", []string{"%zz", "a;b", "expired=true&%zz", "expired=true;x"}, bad},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			for _, query := range test.queries {
+				if test.want == bad {
+					s.post(query, "").checkError(t, query, 400, "invalid_request")
+					continue
+				}
+				_, err := s.set(t).verify(s.token(t, "?"+query, ""))
+				if !errors.Is(err, test.want) || test.want != errUnknownKid && (errors.Is(err, jwt.ErrTokenUnverifiable) || errors.Is(err, jwt.ErrTokenSignatureInvalid)) {
+					t.Errorf("verify(token of %s) = %v; want %v", query, err, test.want)
+				}
+			}
+		})
+	}
+	t.Run("a token of expired=key has expired too", func(t *testing.T) {
+		token := s.token(t, "?expired=key", "")
+		other := parseSet(t, s.do("GET", "/faults/jwks.json", "").body)
+		if _, err := other.verify(token); !errors.Is(err, jwt.ErrTokenExpired) || errors.Is(err, jwt.ErrTokenSignatureInvalid) {
+			t.Errorf("verify(token of expired=key) with its key = %v; want %v alone", err, jwt.ErrTokenExpired)
+		}
+	})
+}
+
+// send is do for a request that do would not make.
+func (to target) send(r *http.Request) response {
+	w, _ := to(r)
+	body, err := io.ReadAll(w.Body)
+	return response{status: w.StatusCode, header: w.Header, body: string(body), err: err}
+}
+
+// post sends a query and a body that no well-behaved client would send.
+func (to target) post(query, body string) response {
+	r := httptest.NewRequest("POST", "/auth", strings.NewReader(body))
+	r.URL.RawQuery = query
+	return to.send(r)
+}
+
+func TestBody(t *testing.T) {
+	s := newServerWithKey(t, "-audience", "api")
+	const own, alice = `{"aud":"api","sub":"user123"}`, `{"aud":"api","sub":"alice"}`
+	const neither = "the body has to be a JSON object, or a form"
+	brackets := strings.Repeat("[", 31) + strings.Repeat("]", 31)
+	for _, test := range []struct {
+		name, label string
+		bodies      string // between bars
+		want        string // claims, without iss, iat, exp and jti if they are the server's own; or what the error says
+	}{
+		{"it may be absent or blank", "application/json", " |  \r\n\t | {} | \r\n{\t}\n", own},
+		{"an object is claims, though curl labels it a form", formType, `{"sub":"alice","roles":["admin"]}`, `{"aud":"api","roles":["admin"],"sub":"alice"}`},
+		{"an object may have any label", "application/json; charset=utf-8", `{"sub":"alice"}`, alice},
+		{"numbers keep their digits", "", `{"a":12345678901234567890,"b":[1.10,{"c":-1e40}]}`, `{"a":12345678901234567890,"aud":"api","b":[1.10,{"c":-1e40}],"sub":"user123"}`},
+		{"claims may be of any type", "", `{"iss":5,"sub":{"a":[null]},"jti":[],"aud":7,"iat":"now","nbf":true,"scope":["a"],"":false}`,
+			`{"":false,"aud":7,"iat":"now","iss":5,"jti":[],"nbf":true,"scope":["a"],"sub":{"a":[null]}}`},
+		{"claims replace the server's own", "", `{"iss":"https://evil.test","jti":"again","sub":"","aud":["x","y"],"iat":1.5,"exp":1}`,
+			`{"aud":["x","y"],"exp":1,"iat":1.5,"iss":"https://evil.test","jti":"again","sub":""}`},
+		{"OAuth names mean the same in an object", "", `{"grant_type":"password","username":"alice","audience":["x"],"scope":"a b"}`, `{"aud":["x"],"scope":"a b","sub":"alice"}`},
+		{"OAuth secrets never become claims", "", `{"sub":"alice","password":"hush","client_id":"hush","client_secret":"hush","client_assertion":"hush","client_assertion_type":"hush","refresh_token":"hush"}` +
+			" | sub=alice&password=hush&client_id=hush&client_secret=hush&client_assertion=hush&refresh_token=hush", alice},
+		{"sub or username of a form sets sub", formType + "; charset=UTF-8", "sub=%61lice\n | username=alice | \r\n grant_type=password&username=alice&password=x&password=x", alice},
+		{"aud, audience or resource sets aud", strings.ToUpper(formType), `aud=x | audience=x | resource=x | {"resource":"x"}`, `{"aud":"x","sub":"user123"}`},
+		{"aud, audience or resource may be repeated", "", "aud=x&aud=y | audience=x&audience=&audience=y | resource=x&resource=y", `{"aud":["x","y"],"sub":"user123"}`},
+		{"scope of a form sets scope", formType, "scope=a+b", `{"aud":"api","scope":"a b","sub":"user123"}`},
+		{"everything else in a form is ignored", formType, "iss=x&iss=y&exp=1&jti=1&nbf=x&iat=x&x=1&x=2&roles=a&%7B= | null | 1", own},
+		{"an empty value in a form is as absent", formType, "sub=&username=alice&aud=&audience=&scope=&grant_type=&client_id=&fault=", alice},
+		{"a form begins with anything that names begin with", formType, "&sub=alice | 1=2&sub=alice | *=2&sub=alice | %73ub=alice | _=1&sub=alice", alice},
+		{"letters may be of any alphabet", "", `{"sub":"é","名":"\u00e9"}`, `{"aud":"api","sub":"é","名":"é"}`},
+		{"a pair of surrogates is a character", "", `{"sub":"\ud83d\ude00\\ud83d","\uD83D\uDE00":1}`, `{"aud":"api","sub":"😀\\ud83d","😀":1}`},
+		{"a replacement character may be meant", "", "{\"sub\":\"\ufffd\"} | {\"sub\":\"\\ufffd\"} | sub=%EF%BF%BD", "{\"aud\":\"api\",\"sub\":\"\ufffd\"}"},
+		{"it may nest 32 deep", "", nested(32), `{"a":` + brackets + `,"aud":"api","b":[],"sub":"user123"}`},
+		{"it may not have 129 claims", "", members(129), "it may have 128"},
+		{"it may not nest 33 deep", "", nested(33) + ` | {"a":` + strings.Repeat("[", 8000) + strings.Repeat("]", 8000) + "}", "deeper than 32"},
+		{"brackets in a string do not nest", "", `{"sub":"` + strings.Repeat("[", 40) + `\"{"}`, `{"aud":"api","sub":"` + strings.Repeat("[", 40) + `\"{"}`},
+
+		{"nothing may follow the object", formType, "{} {} | {}x | {}, | {\"a\":1}} | {}null | {}\x00 | {}&sub=x", "after top-level value"},
+		{"a damaged object is refused", "application/json", "{ | {\"a\"} | {\"a\":1,} | {'a':1} | {\"a\":\" | {\"a\":01} | {\"a\":NaN} | {\"\x01\":1}", "has to be one JSON object"},
+		{"sub has one of its names", "", `{"sub":"a","username":"a"} | {"username":null,"sub":""} | {"sub":null,"username":null} | sub=a&username=a`, "sub is there under two names"},
+		{"aud has one of its names", "", `{"audience":"a","aud":["b"]} | {"resource":"a","audience":null} | aud=a&audience=b | resource=b&aud=a&aud=b | audience=a&resource=a`, "aud is there under two names"},
+		{"a parameter is given once", formType, "sub=a&sub=a | username=a&username=b | scope=a&scope=b | grant_type=password&grant_type=password | client_id=a&client_id=b | client_secret=a&client_secret=b", "has to be given once"},
+		{"another grant is refused", formType, `grant_type=refresh_token | grant_type=Password | grant_type=authorization_code&code=x | {"grant_type":"x"}`, "grant_type has to be client_credentials or password"},
+		{"OAuth names are strings", "", `{"grant_type":1} | {"client_id":null} | {"client_secret":[]}`, "has to be a string"},
+		{"expired belongs in the query", "", `{"expired":true} | expired=true`, "expired belongs in the query: POST /auth?expired="},
+		{"expires_in belongs in the query", "", `{"expires_in":null} | expires_in=60`, "expires_in belongs in the query: POST /auth?expires_in="},
+		{"fault belongs in the query", "", `{"fault":"none"} | fault=none&sub=a`, "fault belongs in the query: POST /auth?fault="},
+		{"an unreadable form is refused", formType, "sub=%zz | sub=a;b | %", "form in the body cannot be read"},
+		{"another first character is refused", formType, "[] | \"sub\" | <a/> | 'sub' |  [{\"sub\":\"a\"}] | \t<a> | \x00{\x00}", neither},
+		{"another label of a form is refused", "application/json", "null | sub=a | [] | 1", neither},
+		{"a multipart form is refused", "multipart/form-data; boundary=x", "--x-- | sub=a", neither},
+		{"a label without sense is refused", formType + "; =", "sub=a", neither},
+		{"what is not UTF-8 is refused", "", "{\"sub\":\"J\xfcrgen\"} | {\"\xfc\":1} | sub=J\xfcrgen | \xff\xfe{\x00}\x00 | \xfe\xff\x00{\x00}", "has to be UTF-8"},
+		{"an escape that is not UTF-8 is refused", "", "sub=J%FCrgen | username=%fc | aud=a&aud=%FC | scope=%ED%A0%BD", "has to be UTF-8"},
+		{"half a character is refused", "", `{"sub":"\ud83d"} | {"sub":"\ude00"} | {"sub":"\ude00\ud83d"} | {"\uD83D":1} | {"a":["\ud83d\\ude00"]} | {"sub":"\ud83dx"} | {"sub":"\ud83d\u0041"} | {"sub":"\\\ud83d"} | {"sub":"\ud83d\ude00\ud83d"}`, "is half a character"},
+		{"a byte-order mark is refused", "", "\xef\xbb\xbf{\"sub\":\"alice\"} | \xef\xbb\xbfsub=alice", "byte-order mark"},
+		{"exp is a number", "", `{"exp":null} | {"exp":"1"} | {"exp":[1]} | {"exp":true} | {"exp":1e400} | {"exp":-1e400}`, "exp has to be a number"},
+		{"exp is not later than the server's own", "", `{"exp":1e300} | {"exp":9223372036854775807} | {"exp":99999999999999999999}`, "no token lives longer than -token-ttl"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			for body := range strings.SplitSeq(test.bodies, " | ") {
+				w := s.do("POST", "/auth", body, "Content-Type", test.label)
+				if !strings.HasPrefix(test.want, "{") {
+					code := "invalid_request"
+					if strings.Contains(test.want, "grant_type") {
+						code = "unsupported_grant_type"
+					}
+					w.checkError(t, body, 400, code)
+					if !strings.Contains(w.body, test.want) {
+						t.Errorf("%s = %s; want %q in it", body, w.body, test.want)
+					}
+					continue
+				}
+				claims := granted(t, w)
+				for _, name := range []string{"iss", "iat", "exp", "jti"} {
+					if !strings.Contains(body, `"`+name+`"`) {
+						delete(claims, name)
+					}
+				}
+				if got := string(encode(claims)); got != test.want {
+					t.Errorf("claims of %s = %s; want %s", body, got, test.want)
+				}
+			}
+		})
+	}
+	t.Run("null leaves a claim out", func(t *testing.T) {
+		for name, claim := range map[string]string{"iss": "iss", "sub": "sub", "username": "sub", "iat": "iat", "jti": "jti", "aud": "aud", "resource": "aud", "scope": "scope", "x": "x"} {
+			_, claims := parts(t, s.token(t, "", `{"`+name+`":null}`))
+			if _, there := claims[claim]; there || claims["exp"] == nil {
+				t.Errorf("claims of a null %s = %v; want no %s", name, claims, claim)
+			}
+		}
+	})
+	t.Run("it has 16 KiB at most, white space and all", func(t *testing.T) {
+		for _, pad := range []string{`{"pad":"x"}`, "pad=x", `x{"sub":"alice"}`} {
+			fill := func(size int) string {
+				filler := "x"
+				if pad[0] == 'x' {
+					filler = " "
+				}
+				return strings.Replace(pad, "x", strings.Repeat(filler, size-len(pad)+1), 1)
+			}
+			s.token(t, "", fill(16<<10))
+			s.do("POST", "/auth", fill(16<<10+1)).checkError(t, "one byte more", 413, "invalid_request")
+		}
+	})
+	t.Run("one that breaks off is refused", func(t *testing.T) {
+		cause := iotest.ErrReader(errors.New("hush"))
+		w := s.send(httptest.NewRequest("POST", "/auth", io.MultiReader(strings.NewReader(`{"sub":"alice"}`), cause)))
+		w.checkError(t, "half a body", 400, "invalid_request")
+		if strings.Contains(w.body, "hush") {
+			t.Errorf("half a body = %s; want no internal cause", w.body)
+		}
+	})
+}
+
+// members returns an object with so many members.
+func members(n int) string {
+	var list []string
+	for i := range n {
+		list = append(list, fmt.Sprintf(`"c%d":0`, i))
+	}
+	return "{" + strings.Join(list, ",") + "}"
+}
+
+// nested returns an object that nests so deep, beside an array that does not count.
+func nested(depth int) string {
+	return `{"b":[],"a":` + strings.Repeat("[", depth-1) + strings.Repeat("]", depth-1) + "}"
+}
+
+// granted returns the claims of the token in a good response.
+func granted(t testing.TB, w response) map[string]any {
+	t.Helper()
+	token, _ := w.json(t)["token"].(string)
+	if w.status != 200 || token == "" {
+		t.Fatalf("POST /auth = %d %s; want 200 and a token", w.status, w.body)
+	}
+	_, claims := parts(t, token)
+	if scope, text := claims["scope"].(string); text && w.json(t)["scope"] != scope {
+		t.Errorf("POST /auth = %s; want the scope of the token, %s", w.body, scope)
+	}
+	return claims
+}
+
+func TestExp(t *testing.T) {
+	for _, test := range []struct {
+		name, query, exp string // from now
+		want             string // expires_in; "400" if it is refused
+	}{
+		{"it may be the server's own", "", "600", "600"},
+		{"it may be earlier", "", "60", "60"},
+		{"it may have a part of a second", "", "60.75", "60"},
+		{"it may be past", "", "-60", ""},
+		{"it is not a second later", "", "601", "400"},
+		{"it is not a part of a second later", "", "600.25", "400"},
+		{"it is not later than expires_in", "?expires_in=60", "61", "400"},
+		{"it may be that of an expired token", "?expired", "-3600", ""},
+		{"it is not later than that of an expired token", "?expired", "-3599", "400"},
+		{"it is not later than that of a token by another key", "?expired=key", "-3599", "400"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				offset, _ := strconv.ParseFloat(test.exp, 64)
+				exp := strconv.FormatFloat(float64(time.Now().Unix())+offset, 'f', -1, 64)
+				w := newServerWithKey(t).do("POST", "/auth"+test.query, `{"exp":`+exp+`}`)
+				if test.want == "400" {
+					w.checkError(t, exp, 400, "invalid_request")
+				} else if got, _ := w.json(t)["expires_in"].(json.Number); string(got) != test.want || granted(t, w)["exp"] != json.Number(exp) {
+					t.Errorf("exp %s = %v, expires_in %s; want %s", exp, granted(t, w)["exp"], got, test.want)
+				}
 			})
 		})
 	}
 }
 
-// TestEachTokenHasAnIDOfItsOwn estimates the random bits of a jti by the characters seen at its places.
-func TestEachTokenHasAnIDOfItsOwn(t *testing.T) {
-	h, _ := start(t)
-	seen := map[string]bool{}
-	var places []map[byte]bool
-	for range 200 {
-		_, _, claims := granted(t, "POST /auth", do(h, "POST", "/auth", ""))
-		jti := claims["jti"].(string)
-		if seen[jti] {
-			t.Fatalf("jti %s is there twice", jti)
-		}
-		seen[jti] = true
-		for i := range len(jti) {
-			if i == len(places) {
-				places = append(places, map[byte]bool{})
-			}
-			places[i][jti[i]] = true
-		}
-	}
-	var bits float64
-	for _, place := range places {
-		bits += math.Log2(float64(len(place)))
-	}
-	if bits < 128 {
-		t.Errorf("jti has some %.0f random bits; want 128 or more", bits)
-	}
+func basic(id, secret string) string {
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(id+":"+secret))
 }
 
-// checkClaimsOf compares claims with the JSON in want, which leaves out the server's
-// own iss, iat, exp and jti.
-func checkClaimsOf(t testing.TB, request string, claims map[string]any, want string) {
-	t.Helper()
-	wanted := object(t, []byte(want))
-	iat, _ := claims["iat"].(json.Number)
-	exp, _ := claims["exp"].(json.Number)
-	issued, _ := iat.Int64()
-	expires, _ := exp.Int64()
-	jti, _ := claims["jti"].(string)
-	for name, own := range map[string]bool{
-		"iss": claims["iss"] == "http://issuer.test", "iat": time.Now().Unix()-issued < 60,
-		"exp": time.Now().Unix()+600-expires < 60, "jti": len(jti) > 20,
-	} {
-		if _, replaced := wanted[name]; replaced {
-			continue
-		}
-		if !own {
-			t.Errorf("%s of %s = %v; want the server's own", name, request, claims[name])
-		}
-		delete(claims, name)
-	}
-	if got, err := json.Marshal(claims); err != nil || string(got) != want {
-		t.Errorf("claims of %s = %s, %v; want %s", request, got, err, want)
-	}
-}
-
-func TestABodyIsClaimsOrAForm(t *testing.T) {
-	h, _ := start(t, "-audience", "api")
-	for _, test := range []struct {
-		name, label, body string
-		want              string // claims, without the server's own unless it has them
-	}{
-		{"it is optional", "", "", `{"aud":"api","sub":"user123"}`},
-		{"it is optional, whatever its label", "application/json", " \r\n\t", `{"aud":"api","sub":"user123"}`},
-		{"an empty object", formLabel, "{}", `{"aud":"api","sub":"user123"}`},
-		{"a JSON object is claims, labelled a form by curl", formLabel, `{"sub":"alice","roles":["admin"]}`, `{"aud":"api","roles":["admin"],"sub":"alice"}`},
-		{"a JSON object labelled JSON", "application/json; charset=utf-8", ` {"sub":"alice"}` + "\r\n\t ", `{"aud":"api","sub":"alice"}`},
-		{"a JSON object without a label", "", "\r\n\t {\"sub\":\"alice\"}", `{"aud":"api","sub":"alice"}`},
-		{"JSON numbers keep their digits", formLabel, `{"a":12345678901234567890,"b":[1.10,{"c":-1e40}]}`,
-			`{"a":12345678901234567890,"aud":"api","b":[1.10,{"c":-1e40}],"sub":"user123"}`},
-		{"other claims may be anything", formLabel, `{"a":null,"b":true,"":"é\u2028<&>","nonce":{"iss":5}}`,
-			`{"":"é\u2028\u003c\u0026\u003e","a":null,"aud":"api","b":true,"nonce":{"iss":5},"sub":"user123"}`},
-		{"JSON claims may replace the defaults", formLabel, `{"iss":"https://evil.test","jti":"again","sub":"","aud":["x","y"],"iat":1.5,"nbf":99999999999}`,
-			`{"aud":["x","y"],"iat":1.5,"iss":"https://evil.test","jti":"again","nbf":99999999999,"sub":""}`},
-		{"no aud at all", formLabel, `{"aud":[]}`, `{"aud":[],"sub":"user123"}`},
-		{"OAuth names mean the same in JSON", formLabel,
-			`{"grant_type":"password","username":"alice","password":"hush","client_id":"hush","client_secret":"hush","audience":["x"],"scope":"a b"}`,
-			`{"aud":["x"],"scope":"a b","sub":"alice"}`},
-		{"sub in a form", formLabel, "sub=alice%20b", `{"aud":"api","sub":"alice b"}`},
-		{"a line feed after the form", formLabel, "sub=alice\n", `{"aud":"api","sub":"alice"}`},
-		{"username sets sub", formLabel + "; charset=UTF-8", "username=alice", `{"aud":"api","sub":"alice"}`},
-		{"aud sets aud", "", "aud=x", `{"aud":"x","sub":"user123"}`},
-		{"audience sets aud", strings.ToUpper(formLabel), "audience=x", `{"aud":"x","sub":"user123"}`},
-		{"aud is repeatable", formLabel, "aud=x&aud=y", `{"aud":["x","y"],"sub":"user123"}`},
-		{"audience is repeatable", formLabel, "audience=x&audience=&audience=y", `{"aud":["x","y"],"sub":"user123"}`},
-		{"scope sets scope", formLabel, "scope=a+b", `{"aud":"api","scope":"a b","sub":"user123"}`},
-		{"a client credentials grant", formLabel, "grant_type=client_credentials&client_id=hush&client_secret=hush", `{"aud":"api","sub":"user123"}`},
-		{"a password grant", formLabel, "\r\n grant_type=password&username=alice&password=hush&password=hush", `{"aud":"api","sub":"alice"}`},
-		{"everything else is ignored", formLabel, "iss=x&iss=y&exp=1&jti=1&nbf=x&iat=x&x=1&x=2&resource=y&a=[1]&%7B=", `{"aud":"api","sub":"user123"}`},
-		{"an empty value is as absent", formLabel, "sub=&username=alice&aud=&audience=x&scope=&grant_type=&sub=&client_id=", `{"aud":"x","sub":"alice"}`},
-		{"all values empty", formLabel, "sub&username=&aud&audience&scope", `{"aud":"api","sub":"user123"}`},
+func TestSubject(t *testing.T) {
+	s := newServerWithKey(t)
+	for _, test := range []struct{ name, authorization, body, want string }{
+		{"it is user123 if the request names nobody", "", "", "user123"},
+		{"it is the client of Basic", basic("app", "any"), "", "app"},
+		{"it is the client of Basic, form-decoded", basic("a%3Ab+c", ""), "", "a:b c"},
+		{"it is the client of a form", "", "client_id=app&client_secret=any", "app"},
+		{"it is the client of an object", "", `{"client_id":"app"}`, "app"},
+		{"it is the client that Basic and the form name", basic("app", "any"), "client_id=app", "app"},
+		{"the body says who it is", basic("app", "any"), "sub=alice", "alice"},
+		{"the body says who it is by another name", "", "client_id=app&username=alice", "alice"},
+		{"the body may leave it out", basic("app", "any"), `{"sub":null}`, ""},
+		{"another scheme names nobody", "Bearer app", "", "user123"},
+		{"an empty client is nobody", basic("", "any"), "", "user123"},
+		{"a client in Latin-1 is refused", basic("J\xfcrgen", "any"), "", "400"},
+		{"a client with an escape in Latin-1 is refused", basic("J%FCrgen", "any"), "", "400"},
+		{"two clients are refused", basic("app", "any"), "client_id=other", "400"},
+		{"two secrets are refused", basic("app", "any"), "client_id=app&client_secret=any", "400"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			w := do(h, "POST", "/auth", test.body, "Content-Type", test.label)
-			response, _, claims := granted(t, test.body, w)
-			if _, err := fetch(t, h).verify(response["token"].(string)); err != nil && !errors.Is(err, jwt.ErrTokenNotValidYet) {
-				t.Errorf("verify(token of %s) = %v", test.body, err)
+			w := s.do("POST", "/auth", test.body, "Authorization", test.authorization)
+			if test.want == "400" {
+				w.checkError(t, test.name, 400, "invalid_request")
+				return
 			}
-			if scope, ok := claims["scope"]; response["scope"] != scope || ok != (len(response) == 5) {
-				t.Errorf("response to %s = %v; want the scope of the token, %v", test.body, response, scope)
+			token, _ := w.json(t)["token"].(string)
+			if _, claims := parts(t, token); cmp.Or(claims["sub"], any("")) != test.want {
+				t.Errorf("sub = %v; want %s", claims["sub"], test.want)
 			}
-			checkClaimsOf(t, test.body, claims, test.want)
 		})
 	}
 }
 
-func TestABodyThatIsNeitherIsRefused(t *testing.T) {
-	h, _ := start(t)
-	type bodies = []string
+func TestHost(t *testing.T) {
+	local := newServerWithKey(t, "-issuer", "https://issuer.test:8443/a")
+	local.hosts = []string{"localhost", "mine.test"} // as run does
+	local.target = handlerTarget(local.routes())
 	for _, test := range []struct {
-		name, label string
-		bodies      bodies
-		code, says  string
+		name        string
+		s           *testServer
+		path, hosts string
+		want        int
 	}{
-		{"anything after the object", formLabel, bodies{`{} {}`, `{}x`, `{},`, `{"a":1}}`, `{}null`, "{}\x00", "{}&sub=x"}, "invalid_request", "something after it"},
-		{"damaged JSON", "application/json", bodies{`{`, `{"a"}`, `{"a":1,}`, `{'a':1}`, `{"a":"`, `{"a":01}`, `{"a":NaN}`, "{\"\x01\":1}"}, "invalid_request", "has to be one JSON object"},
-		{"a claim twice", "application/json", bodies{`{"sub":"a","sub":"a"}`, `{"x":{"y":[{"z":1,"z":1}]}}`}, "invalid_request", "is there twice"},
-		{"a byte order mark", formLabel, bodies{"\xef\xbb\xbf{\"sub\":\"alice\"}"}, "invalid_request", "has to be a JSON object"},
-		{"two names for sub, in JSON", formLabel, bodies{`{"sub":"a","username":"a"}`, `{"username":"","sub":""}`}, "invalid_request", "username and sub"},
-		{"two names for aud, in JSON", formLabel, bodies{`{"audience":"a","aud":["b"]}`}, "invalid_request", "audience and aud"},
-		{"two names for sub, in a form", formLabel, bodies{"sub=a&username=a"}, "invalid_request", "username and sub"},
-		{"two names for aud, in a form", formLabel, bodies{"aud=a&audience=b", "audience=b&aud=a&aud=b"}, "invalid_request", "audience and aud"},
-		{"a repeated sub", formLabel, bodies{"sub=a&sub=b", "sub=a&sub=a"}, "invalid_request", "sub has to be given once"},
-		{"a repeated username", formLabel, bodies{"username=a&username=b"}, "invalid_request", "username has to be given once"},
-		{"a repeated scope", formLabel, bodies{"scope=a&scope=b"}, "invalid_request", "scope has to be given once"},
-		{"a repeated grant_type", formLabel, bodies{"grant_type=password&grant_type=password"}, "invalid_request", "grant_type has to be given once"},
-		{"a repeated client_id", formLabel, bodies{"client_id=a&client_id=b"}, "invalid_request", "client_id has to be given once"},
-		{"a repeated client_secret", formLabel, bodies{"client_secret=a&client_secret=b"}, "invalid_request", "client_secret has to be given once"},
-		{"another grant", formLabel, bodies{"grant_type=refresh_token", "grant_type=Password", "grant_type=authorization_code&code=x", `{"grant_type":"x"}`}, "unsupported_grant_type", "client_credentials or password"},
-		{"OAuth names of a wrong type", formLabel, bodies{`{"grant_type":1}`, `{"client_id":null}`, `{"client_secret":[]}`, `{"password":{}}`}, "invalid_request", "has to be a string"},
-		{"an unreadable form", formLabel, bodies{"sub=%zz", "sub=a;b", "%"}, "invalid_request", "form in the body cannot be read"},
-		{"another first character", formLabel, bodies{`[]`, `"sub"`, `<a/>`, `'sub'`, ` [{"sub":"a"}]`, "\r\n\t<a>"}, "invalid_request", "has to be a JSON object, or a form"},
-		{"another label", "application/json", bodies{"null", "sub=a", "[]", "1"}, "invalid_request", "has to be a JSON object, or a form"},
-		{"another label of a form", "multipart/form-data; boundary=x", bodies{"--x--", "sub=a"}, "invalid_request", "has to be a JSON object, or a form"},
-		{"a label without sense", formLabel + "; =", bodies{"sub=a"}, "invalid_request", "has to be a JSON object, or a form"},
-
-		// Registered claims must have their RFC 7519 types.
-		{"a string that is none", formLabel, bodies{`{"NAME":1}`, `{"NAME":null}`, `{"NAME":["a"]}`, `{"NAME":{}}`, `{"NAME":true}`}, "invalid_request", "NAME has to be a string"},
-		{"an aud that is no list of strings", formLabel, bodies{`{"aud":1}`, `{"aud":null}`, `{"aud":["a",1]}`, `{"audience":[null]}`, `{"aud":{}}`, `{"aud":[["a"]]}`}, "invalid_request", "aud has to be a string or an array of strings"},
-		{"a time that is none", formLabel, bodies{`{"TIME":"1"}`, `{"TIME":null}`, `{"TIME":[1]}`, `{"TIME":{}}`, `{"TIME":true}`, `{"TIME":1e400}`, `{"TIME":-1e400}`}, "invalid_request", "TIME has to be a number"},
-		{"a username that is no string", formLabel, bodies{`{"username":1}`}, "invalid_request", "sub has to be a string"},
+		{"it may be an address", local, "/auth", "127.0.0.1 | 127.0.0.1:8080 | [::1]:8080 | [::1] | 192.0.2.7:80", 200},
+		{"it may be localhost", local, "/auth", "localhost | localhost:8080 | LocalHost:80", 200},
+		{"it may be that of the issuer", local, "/auth", "issuer.test | issuer.test:8443 | ISSUER.TEST:80", 200},
+		{"it may be the name listened on", local, "/auth", "mine.test:8080", 200},
+		{"it may be absent, as in HTTP/1.0", local, "/auth", "", 200},
+		{"it is no other name", local, "/auth", "evil.test | evil.test:8080 | localhost.evil.test | issuer.test.evil.test | 127.0.0.1.evil.test | evil.test:127.0.0.1 | [localhost.evil]:80", 421},
+		{"a path of the issuer is no way around it", local, "/a/auth", "evil.test", 421},
+		{"it counts on loopback only", newServerWithKey(t), "/auth", "evil.test", 200},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			names := []string{""}
-			if strings.Contains(test.says, "NAME") {
-				names = []string{"iss", "sub", "jti", "scope"}
-			} else if strings.Contains(test.says, "TIME") {
-				names = []string{"exp", "nbf", "iat"}
+			for host := range strings.SplitSeq(test.hosts, " | ") {
+				w := test.s.do("POST", test.path, "", "Host", host)
+				if test.want == 421 {
+					w.checkError(t, host, 421, "invalid_request")
+				} else if w.status != test.want {
+					t.Errorf("Host %s = %d %s; want %d", host, w.status, w.body, test.want)
+				}
 			}
-			for _, name := range names {
-				for _, body := range test.bodies {
-					fill := strings.NewReplacer("NAME", name, "TIME", name)
-					body = fill.Replace(body)
-					w := do(h, "POST", "/auth", body, "Content-Type", test.label)
-					checkError(t, body, w, http.StatusBadRequest, test.code)
-					if says := fill.Replace(test.says); !strings.Contains(w.Body.String(), says) {
-						t.Errorf("%s = %s; want %q in it", body, w.Body, says)
+		})
+	}
+	t.Run("documents answer to any name", func(t *testing.T) {
+		if w := local.do("GET", jwksPath, "", "Host", "evil.test"); w.status != 200 {
+			t.Errorf("GET %s = %d; want 200", jwksPath, w.status)
+		}
+	})
+}
+
+func TestErrors(t *testing.T) {
+	s := newServerWithKey(t)
+	t.Run("what they quote has the characters that RFC 6749 allows", func(t *testing.T) {
+		for _, query := range []string{"%\"\\", "a=%é", "a=%\u007f\u0080", "fault=\"\\é"} {
+			s.post(query, "").checkError(t, query, 400, "invalid_request")
+		}
+		for _, body := range []string{`sub=%"\`, "sub=%\x00\x01", "sub=%é", "sub=%\u2028", "sub=%\x7f", `{"a":"\x"}`, `{\`, `{"a":é}`, "{\x00", "{\x7f", "{\"a\":\u2028}"} {
+			s.post("", body).checkError(t, body, 400, "invalid_request")
+		}
+	})
+	written := func(err error) response {
+		w := httptest.NewRecorder()
+		s.route("GET", false, func(http.ResponseWriter, *http.Request) error { return err }).ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+		return response{status: w.Code, header: w.Header(), body: w.Body.String()}
+	}
+	t.Run("any other character is replaced", func(t *testing.T) {
+		for r := range rune(0x180) {
+			written(badRequest("%c and %s", r, []byte{byte(r)})).checkError(t, fmt.Sprintf("%q", r), 400, "invalid_request")
+		}
+	})
+	t.Run("an internal cause goes to the log alone", func(t *testing.T) {
+		w := written(errors.New("hush, the\ncause"))
+		w.checkError(t, "a failure", 500, "server_error")
+		if strings.Contains(w.body, "hush") || !strings.Contains(s.log.String(), `level=ERROR msg="cannot answer" error="hush, the; cause"`) {
+			t.Errorf("a failure = %s, log %s; want the cause in the log alone", w.body, s.log)
+		}
+	})
+	t.Run("without a key there is 503 and never an empty set", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s := newServerWithKey(t)
+			dir := string(s.keys.dir)
+			if err := errors.Join(os.RemoveAll(dir), os.WriteFile(dir, nil, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			for _, test := range []struct {
+				wait, request string
+				want          int
+			}{
+				{"45m", "POST /auth", 200}, // the keys in hand keep working
+				{"1s", "POST /auth", 503},
+				{"0s", "POST /auth?expired=true", 503},
+				{"0s", "POST /auth?fault=none", 503},
+				{"14m58s", "GET " + jwksPath, 200},
+				{"1s", "GET " + jwksPath, 503},
+				{"0s", "HEAD " + jwksPath, 503},
+				{"0s", "POST /auth", 503},
+			} {
+				wait, _ := time.ParseDuration(test.wait)
+				time.Sleep(wait)
+				method, path, _ := strings.Cut(test.request, " ")
+				w := s.do(method, path, "")
+				if w.status != test.want {
+					t.Errorf("%s = %d %s; want %d", test.request, w.status, w.body, test.want)
+				}
+				if test.want == 503 {
+					w.checkError(t, test.request, 503, "temporarily_unavailable")
+					if strings.Contains(w.body, "dir") {
+						t.Errorf("%s = %s; want no internal cause", test.request, w.body)
 					}
 				}
 			}
 		})
-	}
-}
-
-func TestABodyHas16KiBAtMost(t *testing.T) {
-	h, _ := start(t)
-	for _, frame := range [][2]string{{`{"pad":"`, `"}`}, {"pad=", ""}, {"", `{"sub":"alice"}`}} {
-		pad := "x"
-		if frame[0] == "" {
-			pad = " "
-		}
-		body := frame[0] + strings.Repeat(pad, 16<<10-len(frame[0])-len(frame[1])) + frame[1]
-		granted(t, "a body of 16 KiB", do(h, "POST", "/auth", body))
-		checkError(t, "a body of 16 KiB and one byte", do(h, "POST", "/auth", pad+body), http.StatusRequestEntityTooLarge, "invalid_request")
-	}
-	r := httptest.NewRequest("POST", "/auth", io.MultiReader(strings.NewReader(`{"sub":"alice"}`), iotest.ErrReader(errors.New("SECRET cause"))))
-	w := httptest.NewRecorder()
-	h.ServeHTTP(w, r)
-	checkError(t, "an unreadable body", w, http.StatusBadRequest, "invalid_request")
-	if strings.Contains(w.Body.String(), "SECRET") {
-		t.Errorf("an unreadable body = %s; want no internal cause", w.Body)
-	}
-}
-
-// TestNoTokenOutlivesItsKey asks for an exp, which may not be later than the server's own.
-func TestNoTokenOutlivesItsKey(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h, _ := start(t)
-		time.Sleep(400 * time.Millisecond)
-		now := time.Now().Unix()
-		for _, test := range []struct {
-			name, query string
-			exp         string // from now
-			expiresIn   string // none for 400
-		}{
-			{"equal", "", "600", "600"},
-			{"earlier", "", "60", "60"},
-			{"past", "", "-60", "-60"},
-			{"a second later", "", "601", ""},
-			{"a part of a second later", "", "600.25", ""},
-			{"a part of a second", "", "60.75", "60"},
-			{"equal to that of an expired token", "?expired", "-3600", "-3600"},
-			{"earlier than that of an expired token", "?expired", "-7200", "-7200"},
-			{"later than that of an expired token", "?expired", "-3599", ""},
-		} {
-			whole, part, _ := strings.Cut(test.exp, ".")
-			seconds, err := strconv.ParseInt(whole, 10, 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			exp := strconv.FormatInt(now+seconds, 10)
-			if part != "" {
-				exp += "." + part
-			}
-			w := do(h, "POST", "/auth"+test.query, `{"exp":`+exp+`}`)
-			if test.expiresIn == "" {
-				checkError(t, test.name, w, http.StatusBadRequest, "invalid_request")
-				continue
-			}
-			if response, _, claims := granted(t, test.name, w); response["expires_in"] != json.Number(test.expiresIn) || claims["exp"] != json.Number(exp) {
-				t.Errorf("exp %s = %v, expires_in %v; want %s, %s", test.name, claims["exp"], response["expires_in"], exp, test.expiresIn)
-			}
-		}
-		for _, exp := range []string{"1e300", "9223372036854775807", "9999999999999999999999"} {
-			checkError(t, "exp "+exp, do(h, "POST", "/auth", `{"exp":`+exp+`}`), http.StatusBadRequest, "invalid_request")
-		}
-		if response, _, _ := granted(t, "exp -1e300", do(h, "POST", "/auth", `{"exp":-1e300}`)); response["expires_in"] != json.Number(strconv.FormatInt(-now, 10)) {
-			t.Errorf("expires_in of exp -1e300 = %v; want %d", response["expires_in"], -now)
-		}
 	})
 }
 
-// TestErrorsHaveTheCharactersOfRFC6749Only has the server echo what section 5.2 of RFC 6749 forbids.
-func TestErrorsHaveTheCharactersOfRFC6749Only(t *testing.T) {
-	h, _ := start(t)
-	for _, test := range []struct{ target, body string }{
-		{"/auth?%\"\\", ""},
-		{"/auth?a=%é", ""},
-		{"/auth?a=%\u007f\u0080", ""},
-		{"/auth", `sub=%"\`},
-		{"/auth", "sub=%\x00\x01"},
-		{"/auth", "sub=%\xff\xfe"},
-		{"/auth", "sub=%é"},
-		{"/auth", "sub=%\u2028"},
-		{"/auth", `{"a":"\x"}`},
-		{"/auth", `{\`},
-		{"/auth", `{"a":é}`},
-		{"/auth", "{\x00"},
-		{"/auth", "{\x7f"},
-		{"/auth", "{\"a\":\xff}"},
-	} {
-		r := httptest.NewRequest("POST", "/auth", strings.NewReader(test.body))
-		_, r.URL.RawQuery, _ = strings.Cut(test.target, "?")
-		r.Header.Set("Content-Type", formLabel)
-		w := httptest.NewRecorder()
-		h.ServeHTTP(w, r)
-		checkError(t, test.target+" "+test.body, w, http.StatusBadRequest, "invalid_request")
-	}
-	for r := range rune(0x180) { // some of which no parser's error has as they are
-		w := httptest.NewRecorder()
-		(&server{}).fail(w, badRequest("%c and the byte %s", r, []byte{byte(r)}))
-		checkError(t, fmt.Sprintf("fail(%q)", r), w, http.StatusBadRequest, "invalid_request")
-	}
-}
-
-func TestWithoutAKeyThereIs503AndNeverAnEmptySet(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h, keys := start(t)
-		if err := errors.Join(os.RemoveAll(keys.dir), os.WriteFile(keys.dir, nil, 0o600)); err != nil {
-			t.Fatal(err)
+func TestTurns(t *testing.T) {
+	takeAll := func(s *testServer) (release func()) {
+		for range cap(s.keys.turns.turns) {
+			release, _ = s.keys.turns.acquire(context.Background())
 		}
-		refused := func(method, target string) {
-			t.Helper()
-			w := do(h, method, target, "")
-			checkError(t, method+" "+target, w, http.StatusServiceUnavailable, "temporarily_unavailable")
-			for _, cause := range []string{keys.dir, filepath.Base(keys.dir), "directory", "errno"} {
-				if strings.Contains(w.Body.String(), cause) {
-					t.Errorf("%s %s = %s; want no internal cause (%s)", method, target, w.Body, cause)
-				}
-			}
+		return release
+	}
+	bubble := func(name string, test func(*testing.T, *testServer)) {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { test(t, newServerWithKey(t)) })
+		})
+	}
+	ask := func(t *testing.T, s *testServer, ctx context.Context, path string, wantWait time.Duration) response {
+		t.Helper()
+		began := time.Now()
+		w := s.send(httptest.NewRequestWithContext(ctx, "POST", path, nil))
+		if wait := time.Since(began); wait != wantWait {
+			t.Errorf("POST %s waited for %s; want %s", path, wait, wantWait)
 		}
-		time.Sleep(45*time.Minute - time.Second)
-		issue(t, h) // the keys in hand keep working
-		time.Sleep(2 * time.Second)
-		refused("POST", "/auth")
-		refused("POST", "/auth?expired=true")
-		fetch(t, h)
-		time.Sleep(15 * time.Minute)
-		refused("GET", jwksPath) // never an empty set
-		refused("HEAD", jwksPath)
-		refused("POST", "/auth")
+		return w
+	}
+	const busy = "temporarily_unavailable"
+	bubble("a request waits for its turn for two seconds", func(t *testing.T, s *testServer) {
+		takeAll(s)
+		for _, path := range []string{"/auth", "/auth?expired=key", "/auth?fault=none"} {
+			ask(t, s, t.Context(), path, 2*time.Second).checkError(t, path, 503, busy)
+		}
 	})
-}
-
-func TestARequestWaitsTwoSecondsForItsTurn(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h, keys := start(t)
-		for range cap(keys.turns) {
-			keys.turns <- struct{}{}
+	bubble("when too many wait, the next one is refused at once", func(t *testing.T, s *testServer) {
+		takeAll(s)
+		many := cap(s.keys.turns.turns) * maxWaiting
+		for range many {
+			go s.do("POST", "/auth", "")
 		}
-		ask := func(ctx context.Context, method, target string, want time.Duration) *httptest.ResponseRecorder {
-			t.Helper()
-			start, w := time.Now(), httptest.NewRecorder()
-			h.ServeHTTP(w, httptest.NewRequest(method, target, nil).WithContext(ctx))
-			if waited := time.Since(start); waited != want {
-				t.Errorf("%s waited for %s; want %s", target, waited, want)
-			}
-			return w
-		}
-		for _, target := range []string{"/auth", "/auth?expired=key"} {
-			checkError(t, "a turn that does not come", ask(t.Context(), "POST", target, 2*time.Second), http.StatusServiceUnavailable, "temporarily_unavailable")
-			ctx, cancel := context.WithCancel(t.Context())
-			time.AfterFunc(300*time.Millisecond, cancel)
-			checkError(t, "a client that went away", ask(ctx, "POST", target, 300*time.Millisecond), http.StatusServiceUnavailable, "temporarily_unavailable")
-		}
-		start := time.Now()
-		if fetch(t, h); time.Since(start) != 0 {
-			t.Errorf("the JWK Set waited for %s; want no wait for a turn", time.Since(start))
-		}
-		time.AfterFunc(1700*time.Millisecond, func() { keys.giveTurn() })
-		_, _, claims := granted(t, "a turn that comes", ask(t.Context(), "POST", "/auth", 1700*time.Millisecond))
+		synctest.Wait()
+		ask(t, s, t.Context(), "/auth", 0).checkError(t, "one more", 503, busy)
+		time.Sleep(time.Minute)
+	})
+	bubble("a client that went away stops waiting", func(t *testing.T, s *testServer) {
+		takeAll(s)
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		ask(t, s, ctx, "/auth", 300*time.Millisecond).checkError(t, "a client that went away", 503, busy)
+	})
+	bubble("nothing is signed for a client that went away", func(t *testing.T, s *testServer) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		ask(t, s, ctx, "/auth", 0).checkError(t, "a client that went away", 503, busy)
+	})
+	bubble("the clock is read once the turn has come", func(t *testing.T, s *testServer) {
+		time.AfterFunc(1700*time.Millisecond, takeAll(s))
+		w := ask(t, s, t.Context(), "/auth", 1700*time.Millisecond)
+		_, claims := parts(t, w.json(t)["token"].(string))
 		if want := json.Number(strconv.FormatInt(time.Now().Unix(), 10)); claims["iat"] != want {
-			t.Errorf("iat after a wait = %v; want %v, of the moment of the turn", claims["iat"], want)
+			t.Errorf("iat = %v; want %s, when the turn came", claims["iat"], want)
 		}
-		time.Sleep(2 * time.Hour) // no key is alive, and a new one takes a turn
-		keys.turns <- struct{}{}
-		checkError(t, "a key that is not made", ask(t.Context(), "GET", jwksPath, 2*time.Second), http.StatusServiceUnavailable, "temporarily_unavailable")
 	})
-}
-
-// TestAClientThatWentAwayStopsWaiting sends a body over a connection: only when it has been read does
-// net/http see the client go.
-func TestAClientThatWentAwayStopsWaiting(t *testing.T) {
-	h, keys := start(t)
-	for range cap(keys.turns) {
-		keys.turns <- struct{}{}
-	}
-	waited := make(chan time.Duration, 1)
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		start := time.Now()
-		h.ServeHTTP(w, r)
-		waited <- time.Since(start)
-	}))
-	defer s.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, "POST", s.URL+"/auth", strings.NewReader(`{"sub":"alice"}`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if response, err := s.Client().Do(r); err == nil {
-		response.Body.Close()
-		t.Errorf("POST /auth = %s; want no answer for as long as there is no turn", response.Status)
-	}
-	if got := <-waited; got > time.Second {
-		t.Errorf("a request whose client had gone waited for %s; want it to stop at once", got)
-	}
-}
-
-func TestAnInternalCauseGoesToTheLogAndNotToTheClient(t *testing.T) {
-	var logged bytes.Buffer
-	w := httptest.NewRecorder()
-	(&server{log: log.New(&logged, "", 0)}).fail(w, errors.New("the cause"))
-	checkError(t, "a failure", w, http.StatusInternalServerError, "server_error")
-	if strings.Contains(w.Body.String(), "cause") || !strings.Contains(logged.String(), "the cause") {
-		t.Errorf("a failure = %s, log %q; want the cause in the log alone", w.Body, logged.String())
-	}
-}
-
-func TestVerboseLogsEachRequestWithoutItsQuery(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		_, keys := start(t, "-v")
-		var logged bytes.Buffer
-		h := newHandler(keys.config, keys, nil, log.New(&logged, "", 0))
-		check := func(want string) {
-			t.Helper()
-			if logged.String() != want {
-				t.Errorf("log = %q; want %q", logged.String(), want)
+	bubble("documents need no turn", func(t *testing.T, s *testServer) {
+		takeAll(s)
+		began := time.Now()
+		for _, path := range []string{"/", jwksPath, discoveryPath, "/faults"} {
+			if w := s.do("GET", path, ""); w.status != 200 || time.Since(began) != 0 {
+				t.Errorf("GET %s = %d after %s; want 200 at once", path, w.status, time.Since(began))
 			}
-			logged.Reset()
 		}
-		tag := do(h, "GET", jwksPath+"?x=hush", "").Header().Get("ETag")
-		check("GET \"/.well-known/jwks.json\" 200 0s\n")
-		do(h, "HEAD", jwksPath, "", "If-None-Match", tag)
-		check("HEAD \"/.well-known/jwks.json\" 304 0s\n")
-		do(h, "GET", "/", "")
-		check("GET \"/\" 200 0s\n")
-		do(h, "POST", "/auth?expired=true", "username=hush&password=hush")
-		check("POST \"/auth\" 200 0s\n")
-		do(h, "PUT", "/auth?%zz", "")
-		check("PUT \"/auth\" 405 0s\n")
-		do(h, "GET", "/a%0Ab%22?c", "")
-		check("GET \"/a\\nb\\\"\" 404 0s\n")
-		for range cap(keys.turns) {
-			keys.turns <- struct{}{}
+	})
+	bubble("no turn is lost, whatever goes wrong", func(t *testing.T, s *testServer) {
+		for range cap(s.keys.turns.turns) + 1 {
+			for path, body := range map[string]string{"/auth": "{", "/auth?fault=no-audience": "", "/auth?expired=true": `{"exp":1e300}`,
+				"/auth?fault=x": "", "/auth?expired=x": "", "/auth?x=1": strings.Repeat("x", maxBody+1), "/auth?x=2": "client_secret=a&client_secret=b", "/auth?x=3": "grant_type=x", "/auth?x=4": nested(33)} {
+				if w := s.do("POST", path, body); w.status/100 != 4 {
+					t.Errorf("POST %s = %d %s; want an error of the client", path, w.status, w.body)
+				}
+			}
+			s.do("GET", "/faults/jwks.json", "")
+			s.do("POST", "/auth?fault=none", "")
 		}
-		do(h, "POST", "/auth", "")
-		check("POST \"/auth\" 503 2s\n")
-
-		keys.verbose = false
-		do(newHandler(keys.config, keys, nil, log.New(&logged, "", 0)), "GET", "/", "")
-		check("")
+		if w := ask(t, s, t.Context(), "/auth", 0); w.status != 200 {
+			t.Errorf("POST /auth = %d %s; want 200", w.status, w.body)
+		}
 	})
 }
 
-func digestOf(secret string) string {
-	sum := sha256.Sum256([]byte(secret))
-	return hex.EncodeToString(sum[:])
-}
-
-// clientsFile registers clients whose secrets are secretsOf.
-func clientsFile(t testing.TB) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "clients.json")
-	content := fmt.Sprintf(`{
-		"app": {"secret_sha256": %q, "claims": {"scope": "read write", "aud": ["x", "y"], "level": 12345678901234567890}},
-		"bare": {"secret_sha256": %q},
-		"other": {"secret_sha256": %q, "claims": {"iss": "https://other.test"}},
-		"a b:c+%%é": {"secret_sha256": %q, "claims": null}
-	}`, digestOf(secretsOf["app"]), digestOf(secretsOf["bare"]), strings.ToUpper(digestOf(secretsOf["other"])), digestOf(secretsOf["a b:c+%é"]))
-	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-var secretsOf = map[string]string{"app": "hush-app", "bare": "hush+b%61re: \"\\é&=", "other": "hush:other:", "a b:c+%é": "hush%"}
-
-func basic(user, password string) string {
-	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
-}
-
-func encoded(id, secret string) string { return basic(url.QueryEscape(id), url.QueryEscape(secret)) }
-
-func TestAClientAuthenticatesByBasicOrInTheForm(t *testing.T) {
-	var logged bytes.Buffer
-	cfg := testConfig(t, "-publish-ahead", "1s", "-v", "-audience", "api", "-clients", clientsFile(t))
-	putKey(t, cfg, 0, cfg.keyTTL)
-	_, keys := newTest(t, cfg)
-	clients, err := readClients(cfg.clients)
-	if err != nil {
-		t.Fatal(err)
-	}
-	h := newHandler(cfg, keys, clients, log.New(&logged, "", 0))
-	const (
-		app   = `{"aud":["x","y"],"level":12345678901234567890,"scope":"read write","sub":"app"}`
-		bare  = `{"aud":"api","sub":"bare"}`
-		other = `{"aud":"api","iss":"https://other.test","sub":"other"}`
-		odd   = `{"aud":"api","sub":"a b:c+%é"}`
-	)
-	secret := func(id string) string {
-		return url.Values{"client_id": {id}, "client_secret": {secretsOf[id]}}.Encode()
-	}
+func TestRequestLog(t *testing.T) {
+	s := newServerWithKey(t, "-v")
 	for _, test := range []struct {
-		name, authorization string
-		body                string
-		want                string // claims, or an error
+		name, method, path, body string
+		want                     string
 	}{
-		{"by Basic", encoded("app", secretsOf["app"]), "", app},
-		{"by Basic, both halves form-decoded", encoded("a b:c+%é", secretsOf["a b:c+%é"]), "", odd},
-		{"by Basic, a secret with +, %, : and a space", encoded("bare", secretsOf["bare"]), "", bare},
-		{"by Basic, a colon in the secret as it is", basic("other", secretsOf["other"]), "", other},
-		{"by Basic, in lower case", strings.ToLower(encoded("app", "")[:5]) + encoded("app", secretsOf["app"])[5:], "", app},
-		{"in the form", "", secret("app"), app},
-		{"in the form, a secret with +, %, : and a space", "", secret("bare"), bare},
-		{"in the form, an odd id", "", secret("a b:c+%é"), odd},
-		{"in JSON", "", `{"client_id":"app","client_secret":"hush-app"}`, app},
-		{"by Basic with the grant", encoded("app", secretsOf["app"]), "grant_type=client_credentials", app},
-		{"in the form with the grant", "", secret("bare") + "&grant_type=client_credentials", bare},
-		{"by Basic, its client_id repeated in the form", encoded("app", secretsOf["app"]), "client_id=app", app},
-		{"a requested scope is ignored", encoded("app", secretsOf["app"]), "scope=admin", app},
-		{"a requested scope is ignored where none is granted", encoded("bare", secretsOf["bare"]), `{"scope":"admin"}`, bare},
-		{"unknown parameters are ignored", encoded("bare", secretsOf["bare"]), "resource=x&state=y", bare},
-
-		{"none", "", "", "invalid_client"},
-		{"a grant alone", "", "grant_type=client_credentials", "invalid_client"},
-		{"a wrong secret", encoded("app", "hush-no"), "", "invalid_client"},
-		{"the secret of another", encoded("app", secretsOf["bare"]), "", "invalid_client"},
-		{"the digest for the secret", encoded("app", digestOf(secretsOf["app"])), "", "invalid_client"},
-		{"an unknown client", encoded("nobody", "hush-app"), "", "invalid_client"},
-		{"an unknown client and the empty secret", encoded("nobody", ""), "", "invalid_client"},
-		{"an empty secret", encoded("app", ""), "", "invalid_client"},
-		{"an empty secret in the form", "", "client_id=app&client_secret=", "invalid_client"},
-		{"no secret", "", "client_id=app", "invalid_client"},
-		{"an empty id", encoded("", "hush-app"), "", "invalid_client"},
-		{"no id", "", "client_secret=hush-app", "invalid_client"},
-		{"a wrong secret in the form", "", "client_id=app&client_secret=hush-no", "invalid_client"},
-		{"a wrong secret in JSON", "", `{"client_id":"app","client_secret":"hush-no"}`, "invalid_client"},
-		{"+ is a space where it is not encoded", basic("bare", secretsOf["bare"]), "", "invalid_client"},
-		{"a half that cannot be decoded", basic("a+b%3Ac%2B%25%C3%A9", "hush%"), "", "invalid_client"},
-		{"another scheme", "Bearer hush", "", "invalid_client"},
-		{"Basic without credentials", "Basic", "", "invalid_client"},
-		{"Basic that is not Base64", "Basic hush!", "", "invalid_client"},
-		{"Basic without a colon", "Basic " + base64.StdEncoding.EncodeToString([]byte("app")), "", "invalid_client"},
-		{"the case of an id counts", encoded("APP", secretsOf["app"]), "", "invalid_client"},
-		{"a wrong secret before a wrong grant", encoded("app", "hush-no"), "grant_type=password", "invalid_client"},
-		{"a wrong secret before claims", encoded("app", "hush-no"), "sub=admin", "invalid_client"},
-
-		{"both at once", encoded("app", secretsOf["app"]), secret("app"), "invalid_request"},
-		{"both at once, in JSON", encoded("app", secretsOf["app"]), `{"client_secret":"hush-app"}`, "invalid_request"},
-		{"both at once, of two clients", encoded("app", secretsOf["app"]), "client_id=bare", "invalid_request"},
-		{"both at once, of another scheme", "Bearer x", secret("app"), "invalid_request"},
-		{"sub in the body", encoded("app", secretsOf["app"]), "sub=admin", "invalid_request"},
-		{"its own sub in the body", encoded("app", secretsOf["app"]), "username=app", "invalid_request"},
-		{"aud in the body", encoded("app", secretsOf["app"]), "audience=x", "invalid_request"},
-		{"claims in JSON", encoded("app", secretsOf["app"]), `{"admin":true}`, "invalid_request"},
-		{"a null claim in JSON", encoded("app", secretsOf["app"]), `{"admin":null}`, "invalid_request"},
-		{"exp in JSON", "", `{"client_id":"app","client_secret":"hush-app","exp":1}`, "invalid_request"},
-		{"the only grant is client_credentials", encoded("app", secretsOf["app"]), "grant_type=password", "unsupported_grant_type"},
-		{"a whole password grant", encoded("app", secretsOf["app"]), "grant_type=password&username=app&password=x", "unsupported_grant_type"},
-		{"the only grant is client_credentials, in the form", "", secret("bare") + "&grant_type=refresh_token", "unsupported_grant_type"},
+		{"a document is logged without its query", "GET", jwksPath + "?x=hush", "", "method=GET path=/.well-known/jwks.json status=200 "},
+		{"a token is logged without its query and body", "POST", "/auth?expired=true&x=hush", "username=hush&password=hush", "method=POST path=/auth status=200 "},
+		{"an error is logged", "PUT", "/auth?%zz", "", "method=PUT path=/auth status=405 "},
+		{"a path cannot break a line", "GET", "/a%0Ab%22?c", "", `method=GET path="/a\nb\"" status=404 `},
+		{"a redirection is logged", "GET", "//auth", "", "method=GET path=//auth status=30"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			w := do(h, "POST", "/auth", test.body, "Authorization", test.authorization)
-			texts := fmt.Sprint(w.Header(), w.Body.String())
-			switch test.want {
-			case "invalid_client":
-				checkError(t, test.name, w, http.StatusUnauthorized, test.want)
-				if unknown := do(h, "POST", "/auth", "", "Authorization", encoded("nobody", "x")); unknown.Body.String() != w.Body.String() {
-					t.Errorf("%s = %s; want %s, as for an unknown client", test.name, w.Body, unknown.Body)
-				}
-			case "invalid_request", "unsupported_grant_type":
-				checkError(t, test.name, w, http.StatusBadRequest, test.want)
-			default:
-				response, _, claims := granted(t, test.name, w)
-				if scope, ok := claims["scope"]; response["scope"] != scope || ok != (len(response) == 5) {
-					t.Errorf("response = %v; want the scope granted, %v", response, scope)
-				}
-				texts += fmt.Sprint(claims)
-				checkClaimsOf(t, test.name, claims, test.want)
-			}
-			if strings.Contains(texts, "hush") {
-				t.Errorf("%s = %s; want no secret in it", test.name, texts)
+			before := len(s.log.String())
+			s.do(test.method, test.path, test.body, "Authorization", basic("hush", "hush"))
+			got := s.log.String()[before:]
+			if !strings.Contains(got, "level=INFO msg=request "+test.want) || strings.Contains(got, "hush") || strings.Count(got, "\n") != 1 {
+				t.Errorf("log = %q; want one line with %s and no hush", got, test.want)
 			}
 		})
 	}
-	t.Run("expired still works", func(t *testing.T) {
-		for _, query := range []string{"?expired=true", "?expired=key"} {
-			response, _, claims := granted(t, query, do(h, "POST", "/auth"+query, secret("app")))
-			if n, _ := response["expires_in"].(json.Number).Int64(); n != -3600 || claims["sub"] != "app" || claims["scope"] != "read write" {
-				t.Errorf("POST /auth%s = %v, %v; want a token of app that expired an hour ago", query, response, claims)
-			}
+	t.Run("without -v no request is logged", func(t *testing.T) {
+		s := newServerWithKey(t)
+		before := s.log.String()
+		s.token(t, "", "")
+		s.do("GET", "/foo", "")
+		if s.log.String() != before {
+			t.Errorf("log = %s; want %s", s.log, before)
 		}
 	})
-	if strings.Contains(logged.String(), "hush") || !strings.Contains(logged.String(), `POST "/auth" 401`) {
-		t.Errorf("log = %s; want requests and no secret", logged.String())
-	}
-}
-
-func TestAnyFaultInTheClientsFileStopsTheStart(t *testing.T) {
-	good := digestOf("hush")
-	entry := func(members string) string { return `{"zoe":{"secret_sha256":"` + good + `"` + members + `}}` }
-	for _, test := range []struct {
-		name, content string
-		says          []string // nothing for a good file
-	}{
-		{"a client", entry(""), nil},
-		{"a client with claims", entry(`,"claims":{"iss":"x","aud":"a","scope":"b","x":null}`), nil},
-		{"space around it", "\n\t" + entry("") + "\r\n", nil},
-		{"an empty file", "", []string{"JSON object"}},
-		{"a blank file", " \n", []string{"JSON object"}},
-		{"null", "null", []string{"JSON object"}},
-		{"a list", "[" + entry("") + "]", []string{"JSON object"}},
-		{"a string", `"` + good + `"`, []string{"JSON object"}},
-		{"not JSON", "zoe: " + good, []string{"JSON object"}},
-		{"no client", "{}", []string{"no client"}},
-		{"something after the object", entry("") + entry(""), []string{"something after"}},
-		{"a brace after the object", entry("") + "}", []string{"something after"}},
-		{"an object that does not end", `{"zoe":{"secret_sha256":"` + good + `"}`, []string{"EOF"}},
-		{"a client that does not end", `{"zoe":{"secret_sha256":"` + good + `"`, []string{"EOF"}},
-		{"a name that does not end", `{"zoe`, []string{"EOF"}},
-		{"a comma too much", `{"zoe":{"secret_sha256":"` + good + `"},}`, []string{"invalid character"}},
-		{"a list that ends as one", `{"zoe":{"secret_sha256":"` + good + `"}]`, []string{"invalid character"}},
-		{"a name that is none", `{5:{}}`, []string{"invalid character", "at byte 2"}},
-		{"a client that is null", `{"zoe":null}`, []string{`client "zoe"`, "secret_sha256"}},
-		{"a client that is a string", `{"zoe":"` + good + `"}`, []string{`client "zoe"`, "secret_sha256"}},
-		{"a client without a digest", `{"zoe":{}}`, []string{`client "zoe"`, "64 hex digits"}},
-		{"a digest that is null", `{"zoe":{"secret_sha256":null}}`, []string{`client "zoe"`, "64 hex digits"}},
-		{"a digest that is a number", `{"zoe":{"secret_sha256":1234567890}}`, []string{`client "zoe"`, "secret_sha256"}},
-		{"a digest that is a secret", `{"zoe":{"secret_sha256":"hush"}}`, []string{`client "zoe"`, "64 hex digits"}},
-		{"a digest too short", `{"zoe":{"secret_sha256":"` + good[2:] + `"}}`, []string{`client "zoe"`, "64 hex digits"}},
-		{"a digest too long", `{"zoe":{"secret_sha256":"` + good + `00"}}`, []string{`client "zoe"`, "64 hex digits"}},
-		{"a digest with another letter", `{"zoe":{"secret_sha256":"` + good[1:] + `g"}}`, []string{`client "zoe"`, "64 hex digits"}},
-		{"the digest of nothing", `{"zoe":{"secret_sha256":"` + digestOf("") + `"}}`, []string{`client "zoe"`, "not empty"}},
-		{"an unknown member", entry(`,"claim":{}`), []string{`client "zoe"`, "claim"}},
-		{"claims that are a list", entry(`,"claims":[]`), []string{`client "zoe"`, "claims"}},
-		{"claims that are a string", entry(`,"claims":"hush"`), []string{`client "zoe"`, "claims"}},
-		{"an empty id", `{"":{"secret_sha256":"` + good + `"}}`, []string{`client ""`, "empty"}},
-		{"an id there twice", entry("")[:len(entry(""))-1] + "," + entry("")[1:], []string{"zoe is there twice"}},
-		{"a digest there twice", entry(`,"secret_sha256":"` + good + `"`), []string{"secret_sha256 is there twice"}},
-		{"a claim there twice", entry(`,"claims":{"scope":"r","scope":"w"}`), []string{"scope is there twice"}},
-		{"a member in capitals", `{"zoe":{"SECRET_SHA256":"` + good + `"}}`, []string{`client "zoe"`, "64 hex digits"}},
-		{"a secret as a member", `{"zoe":{"secret_sha256":"` + good + `","hush":"x"}}`, []string{`client "zoe"`, "nothing else"}},
-		{"sub registered", entry(`,"claims":{"sub":"x"}`), []string{`client "zoe"`, "sub cannot be registered"}},
-		{"exp registered", entry(`,"claims":{"exp":1}`), []string{`client "zoe"`, "exp cannot be registered"}},
-		{"iat registered", entry(`,"claims":{"iat":1}`), []string{`client "zoe"`, "iat cannot be registered"}},
-		{"nbf registered", entry(`,"claims":{"nbf":1}`), []string{`client "zoe"`, "nbf cannot be registered"}},
-		{"jti registered, even null", entry(`,"claims":{"jti":null}`), []string{`client "zoe"`, "jti cannot be registered"}},
-		{"an iss of a wrong type", entry(`,"claims":{"iss":5}`), []string{`client "zoe"`, "iss has to be a string"}},
-		{"an aud of a wrong type", entry(`,"claims":{"aud":[5]}`), []string{`client "zoe"`, "aud has to be"}},
-		{"a scope of a wrong type", entry(`,"claims":{"scope":["a"]}`), []string{`client "zoe"`, "scope has to be a string"}},
-		{"the second client is at fault", strings.TrimSuffix(entry(""), "}") + `,"yan":{}}`, []string{`client "yan"`, "64 hex digits"}},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "clients.json")
-			if err := os.WriteFile(path, []byte(test.content), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			clients, err := readClients(path)
-			if test.says == nil {
-				if err != nil || len(clients) != 1 || fmt.Sprintf("%x", clients["zoe"].digest) != good {
-					t.Errorf("readClients(%s) = %v, %v; want zoe", test.content, clients, err)
-				}
-				return
-			}
-			if err == nil || clients != nil {
-				t.Fatalf("readClients(%s) = %v, %v; want no clients, and an error", test.content, clients, err)
-			}
-			for _, want := range append(test.says, path) {
-				if !strings.Contains(err.Error(), want) {
-					t.Errorf("readClients(%s) = %v; want %s in it", test.content, err, want)
-				}
-			}
-			for _, secret := range []string{"hush", good[2:10], good[32:40], digestOf("")[:8], "1234567890"} {
-				if strings.Contains(err.Error(), secret) {
-					t.Errorf("readClients(%s) = %v; want no secret or digest in it", test.content, err)
-				}
-			}
-		})
-	}
-	path := filepath.Join(t.TempDir(), "absent.json")
-	if clients, err := readClients(path); clients != nil || !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), path) {
-		t.Errorf("readClients(%s) = %v, %v; want an error that names it", path, clients, err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-	defer cancel()
-	if err := run(ctx, []string{"-addr", "127.0.0.1:0", "-keys", "", "-clients", path}, io.Discard); err == nil || !strings.Contains(err.Error(), path) {
-		t.Errorf("run(-clients %s) = %v; want an error that names it, and no open endpoint", path, err)
-	}
 }
 
 func FuzzTokenRequest(f *testing.F) {
 	for _, body := range []string{
-		"", `{"sub":"alice","roles":["admin"]}`, `{"exp":1,"nbf":2.5,"iat":-1e3,"aud":["a"],"jti":"","iss":"x"}`,
+		"", `{"sub":"alice","roles":["admin"]}`, `{"exp":1,"nbf":2.5,"iat":-1e3,"aud":["a"],"jti":"","iss":null}`, `{"a":"\ud83d\ude00\ufffd"}`, `{"\ud83d":"\\"}`,
 		`{"grant_type":"password","username":"a","password":"b","client_id":"c","client_secret":"d","audience":"e"}`,
-		"grant_type=client_credentials&client_id=a&client_secret=b&scope=c+d", "aud=a&audience=b&username=c", "sub=%zz", `[1]`,
+		"grant_type=client_credentials&client_id=a&client_secret=b&scope=c+d", "aud=a&audience=b&username=c", "sub=%zz", "sub=%FC", `[1]`, "&1=2", nested(33),
 	} {
-		f.Add(formLabel, []byte(body))
+		f.Add(formType, []byte(body))
 		f.Add("application/json", []byte(body))
 	}
-	s := server{config: config{tokenTTL: time.Minute, issuer: "http://issuer.test", audience: "api"}}
+	s := server{issuer: "http://issuer.test", audience: "api", keys: &keystore{rotation: rotation{tokenTTL: time.Minute}}}
 	f.Fuzz(func(t *testing.T, label string, body []byte) {
-		r := httptest.NewRequest("POST", "/auth", bytes.NewReader(body))
-		r.Header.Set("Content-Type", label)
-		request, err := readTokenRequest(httptest.NewRecorder(), r)
+		request, err := parseTokenRequest(label, body)
 		if err != nil {
-			if refusal := (*httpError)(nil); !errors.As(err, &refusal) || refusal.status < 400 || refusal.status > 499 {
-				t.Errorf("readTokenRequest(%q, %q) = %v; want a refusal", label, body, err)
+			if refusal := (*httpError)(nil); !errors.As(err, &refusal) || refusal.status != 400 {
+				t.Errorf("parseTokenRequest(%q, %q) = %v; want a refusal", label, body, err)
 			}
 			return
 		}
-		for _, name := range []string{"grant_type", "client_id", "client_secret", "password", "username", "audience"} {
+		for _, name := range []string{"grant_type", "client_id", "client_secret", "password", "client_assertion", "username", "audience", "resource", "expired", "fault"} {
 			if v, ok := request.claims[name]; ok {
-				t.Errorf("readTokenRequest(%q, %q) has a claim %s, %v", label, body, name, v)
+				t.Errorf("parseTokenRequest(%q, %q) has the claim %s, %s", label, body, name, v)
 			}
 		}
-		for name, v := range request.claims {
-			ok := true
-			switch name {
-			case "iss", "sub", "jti", "scope":
-				_, ok = v.(string)
-			case "exp", "nbf", "iat":
-				_, ok = v.(json.Number)
-			case "aud":
-				list, many := v.([]any)
-				_, one := v.(string)
-				ok = one || many && !slices.ContainsFunc(list, func(v any) bool { _, text := v.(string); return !text })
-			}
-			if !ok {
-				t.Errorf("readTokenRequest(%q, %q) has a claim %s of a wrong type, %v", label, body, name, v)
-			}
-		}
-		now := time.Now()
-		claims, expires, err := s.claims(now, false, request.claims)
+		now := time.Unix(1_000_000_000, 0)
+		claims, expires, err := s.claims(now, time.Minute, request.claims)
 		if err != nil {
 			return
 		}
 		if expires > now.Unix()+60 {
 			t.Errorf("claims(%q, %q) expire at %d; want %d at most", label, body, expires, now.Unix()+60)
 		}
-		token := jwt.NewWithClaims(jwt.SigningMethodRS256, claims)
-		if _, err := token.SigningString(); err != nil {
-			t.Errorf("the claims of readTokenRequest(%q, %q) make no token: %v", label, body, err)
+		text, err := json.Marshal(claims)
+		var decoded map[string]any
+		if err != nil || json.Unmarshal(text, &decoded) != nil {
+			t.Fatalf("the claims of %q make no token: %s, %v", body, text, err)
+		}
+		unescaped, _ := url.QueryUnescape(string(body))
+		meant := regexp.MustCompile("(?i)\ufffd|\\\\ufffd").MatchString(string(body) + unescaped)
+		if again, _ := json.Marshal(decoded); strings.Contains(string(again), "\ufffd") && !meant {
+			t.Errorf("the claims of %q are %s; want no character that nobody asked for", body, again)
 		}
 	})
 }
 
-func FuzzExpired(f *testing.F) {
-	for _, query := range []string{"", "expired", "expired=", "expired=true", "expired=0", "expired=key", "expired=1&expired=1", "%zz", "a;b", "expired=%6bey"} {
+func FuzzQuery(f *testing.F) {
+	for _, query := range []string{
+		"", "expired", "expired=", "expired=true", "expired=0", "expired=key", "expired=1&expired=1", "%zz", "a;b", "expired=%6bey",
+		"expires_in=60", "expires_in=-1", "expires_in=61", "expires_in=1&fault=none", "fault=none", "fault=", "fault=expired",
+	} {
 		f.Add(query)
 	}
+	s := server{keys: &keystore{rotation: rotation{tokenTTL: time.Minute}}}
 	f.Fuzz(func(t *testing.T, query string) {
-		expired, unpublished, err := parseExpired(query)
+		o, err := s.parseOrder(query)
 		values, unreadable := url.ParseQuery(query)
-		given := values["expired"]
-		truth, none := false, error(nil)
-		if len(given) == 1 && given[0] != "" && given[0] != "key" {
-			truth, none = strconv.ParseBool(given[0])
-		} else if len(given) == 1 {
-			truth = true
-		}
-		if refuse := unreadable != nil || len(given) > 1 || none != nil; refuse != (err != nil) {
-			t.Fatalf("parseExpired(%q) = %v; want an error: %v", query, err, refuse)
-		} else if refuse {
-			truth, given = false, nil
-		}
-		if key := len(given) == 1 && given[0] == "key"; expired != truth || unpublished != key {
-			t.Errorf("parseExpired(%q) = %v, %v; want %v, %v", query, expired, unpublished, truth, key)
-		}
-	})
-}
-
-func FuzzClients(f *testing.F) {
-	good := digestOf("hush")
-	for _, content := range []string{
-		"", "null", "{}", `{"a":null}`, `{"a":{"secret_sha256":"` + good + `"}}`,
-		`{"a":{"secret_sha256":"` + good + `","claims":{"aud":["x"],"iss":"y","z":1}},"b":{"secret_sha256":"` + strings.ToUpper(good) + `"}}`,
-		`{"a":{"secret_sha256":"` + good + `"},"a":{"secret_sha256":"` + good + `"}}`, `{"a":{"secret_sha256":"` + good + `","claims":{"sub":1}}}`,
-	} {
-		f.Add([]byte(content))
-	}
-	f.Fuzz(func(t *testing.T, content []byte) {
-		clients, err := parseClients(content)
-		if err != nil {
-			if clients != nil {
-				t.Errorf("parseClients(%q) = %v, %v; want no clients", content, clients, err)
+		given := len(values["expired"]) + len(values["expires_in"]) + len(values["fault"])
+		switch {
+		case err != nil:
+			if refusal := (*httpError)(nil); !errors.As(err, &refusal) || refusal.status != 400 || given == 0 && unreadable == nil {
+				t.Errorf("parseOrder(%q) = %v; want a refusal, and only of what is wrong", query, err)
 			}
-			return
-		}
-		if len(clients) == 0 || !json.Valid(content) {
-			t.Errorf("parseClients(%q) = %v; want an error", content, clients)
-		}
-		for id, c := range clients {
-			if id == "" || c.digest == [sha256.Size]byte{} && !bytes.Contains(content, bytes.Repeat([]byte("0"), 64)) {
-				t.Errorf("parseClients(%q) has a client %q, digest %x", content, id, c.digest)
-			}
-			for _, name := range []string{"exp", "iat", "nbf", "jti"} {
-				if _, ok := c.claims[name]; ok || c.claims["sub"] != id {
-					t.Errorf("parseClients(%q) registers %s for %q, whose sub is %v", content, name, id, c.claims["sub"])
-				}
-			}
-			if _, err := json.Marshal(c.claims); err != nil {
-				t.Errorf("parseClients(%q) has claims for %q that make no token: %v", content, id, err)
-			}
+		case unreadable != nil || given > 1:
+			t.Errorf("parseOrder(%q) = %v; want a refusal", query, o)
+		case o.lifetime > time.Minute || o.lifetime%time.Second != 0:
+			t.Errorf("parseOrder(%q) lives for %s; want whole seconds, a minute at most", query, o.lifetime)
+		case given == 0 && (o.lifetime != time.Minute || o.otherKey || o.fault.Name != ""):
+			t.Errorf("parseOrder(%q) = %v; want a good token", query, o)
+		case o.otherKey != (values.Get("expired") == "key") || o.fault.Name != values.Get("fault"):
+			t.Errorf("parseOrder(%q) = %v; want what it asks for", query, o)
 		}
 	})
 }

@@ -1,27 +1,20 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	cryptorand "crypto/rand"
-	"crypto/rsa"
-	"crypto/x509"
-	"encoding/base64"
-	"encoding/json"
-	"encoding/pem"
-	"errors"
-	"io"
-	"log"
+	"flag"
+	"fmt"
+	"log/slog"
 	"maps"
-	"math/big"
 	"math/rand/v2"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -29,902 +22,1242 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// testConfig is the configuration of the flags given, with keys in a directory of
-// the test's own unless the flags name one.
-func testConfig(t testing.TB, args ...string) config {
-	t.Helper()
-	cfg, err := parseFlags(append([]string{"-keys", t.TempDir(), "-issuer", "http://issuer.test"}, args...), io.Discard)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return cfg
+// standard is the policy of the flags by default.
+var standard = rotation{keyTTL: time.Hour, tokenTTL: 10 * time.Minute, publishAhead: 2 * time.Hour}
+
+// bubble runs a subtest whose time is that of testing/synctest.
+func bubble(t *testing.T, rule string, f func(*testing.T)) {
+	t.Run(rule, func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, f)
+	})
 }
 
-// newTest returns the handler of a server just started, and its keystore, whose
-// loop does not run.
-func newTest(t testing.TB, cfg config) (http.Handler, *keystore) {
-	t.Helper()
-	keys, err := openKeystore(t.Context(), cfg, log.New(t.Output(), "", 0))
-	if err != nil {
-		t.Fatal(err)
+// keyAt returns a key without its private half, which pure functions do not need.
+func keyAt(kid string, expires time.Time) key {
+	return key{kid: kid, expires: expires.Add(time.Second - 1).Truncate(time.Second)}
+}
+
+// expiring returns keys a, b, c and so on that expire so long after epoch.
+func expiring(ttls ...time.Duration) (keys []key) {
+	for i, ttl := range ttls {
+		keys = append(keys, keyAt(string(rune('a'+i)), epoch.Add(ttl)))
 	}
-	var clients map[string]client
-	if cfg.clients != "" {
-		if clients, err = readClients(cfg.clients); err != nil {
-			t.Fatal(err)
+	return keys
+}
+
+func TestRotation(t *testing.T) {
+	t.Run("a key stops signing in time, and is made in time", func(t *testing.T) {
+		for _, test := range []struct {
+			name                            string
+			policy                          rotation
+			wantOverlap, wantAge, wantAhead time.Duration
+		}{
+			{name: "by default", policy: standard, wantOverlap: 15 * time.Minute, wantAge: 5 * time.Minute, wantAhead: 125 * time.Minute},
+			{name: "shortest", policy: rotation{tokenTTL: time.Second, publishAhead: time.Second}, wantOverlap: 1500 * time.Millisecond, wantAge: time.Second, wantAhead: 4 * time.Second},
+			{name: "a cache keeps little", policy: rotation{publishAhead: 48 * time.Second}, wantAge: 2 * time.Second, wantAhead: 51 * time.Second},
+			{name: "a cache keeps more than three ticks", policy: rotation{publishAhead: 96 * time.Second}, wantAge: 4 * time.Second, wantAhead: 100 * time.Second},
+			{name: "a cache keeps five minutes at most", policy: rotation{publishAhead: 24 * time.Hour}, wantAge: 5 * time.Minute, wantAhead: 24*time.Hour + 5*time.Minute},
+		} {
+			equal(t, test.name+": overlap", test.policy.overlap(), test.wantOverlap)
+			equal(t, test.name+": maxAge", test.policy.maxAge(), test.wantAge)
+			equal(t, test.name+": ahead", test.policy.ahead(), test.wantAhead)
 		}
-	}
-	return newHandler(cfg, keys, clients, keys.log), keys
-}
-
-// do sends a request through the route table. A body beginning with { or not is
-// labelled as curl -d would.
-func do(h http.Handler, method, target, body string, header ...string) *httptest.ResponseRecorder {
-	r := httptest.NewRequest(method, target, strings.NewReader(body))
-	if body != "" {
-		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	}
-	for i := 0; i+1 < len(header); i += 2 {
-		r.Header.Set(header[i], header[i+1])
-	}
-	w := httptest.NewRecorder()
-	h.ServeHTTP(w, r)
-	return w
-}
-
-// A keySet is what a verifier holds: keys rebuilt from the n and e that were served.
-type keySet map[string]*rsa.PublicKey
-
-// fetch reads the JWK Set as a verifier does.
-func fetch(t testing.TB, h http.Handler) keySet {
-	t.Helper()
-	w := do(h, "GET", "/.well-known/jwks.json", "")
-	if w.Code != http.StatusOK {
-		t.Fatalf("JWK Set: %d %s", w.Code, w.Body)
-	}
-	return parseSet(t, w.Body.Bytes())
-}
-
-func parseSet(t testing.TB, body []byte) keySet {
-	t.Helper()
-	var served struct {
-		Keys []map[string]string `json:"keys"`
-	}
-	if err := json.Unmarshal(body, &served); err != nil {
-		t.Fatalf("JWK Set %s: %v", body, err)
-	}
-	set := keySet{}
-	for _, k := range served.Keys {
-		if set[k["kid"]] != nil {
-			t.Errorf("kid %s is served twice", k["kid"])
+	})
+	const life, horizon = 45 * time.Minute, 3*time.Hour + 5*time.Minute // of signing; of signsUntil
+	t.Run("the first key that outlives its tokens signs", func(t *testing.T) {
+		keys := expiring(time.Hour, time.Hour+life)
+		for _, test := range []struct {
+			name string
+			keys []key
+			at   time.Duration
+			want string
+		}{
+			{name: "no key"},
+			{name: "first", keys: keys, want: "a"},
+			{name: "a nanosecond before it stops", keys: keys, at: life - 1, want: "a"},
+			{name: "when it stops", keys: keys, at: life, want: "a"},
+			{name: "a nanosecond after", keys: keys, at: life + 1, want: "b"},
+			{name: "when the last one stops", keys: keys, at: 2 * life, want: "b"},
+			{name: "none is left", keys: keys, at: 2*life + 1},
+			{name: "at the horizon", keys: expiring(horizon + 15*time.Minute), want: "a"},
+			{name: "beyond the horizon", keys: expiring(horizon + 15*time.Minute), at: -1},
+			{name: "a far key has no turn before the queue's", keys: expiring(time.Hour, 9*time.Hour), at: life, want: "a"},
+			{name: "a far key has no turn after it either", keys: expiring(time.Hour, 9*time.Hour), at: life + 1},
+		} {
+			k, ok := standard.signer(test.keys, epoch.Add(test.at))
+			equal(t, test.name+": signer", k.kid, test.want)
+			equal(t, test.name+": there is a signer", ok, test.want != "")
 		}
-		n, err1 := base64.RawURLEncoding.Strict().DecodeString(k["n"])
-		e, err2 := base64.RawURLEncoding.Strict().DecodeString(k["e"])
-		if err := errors.Join(err1, err2); err != nil {
-			t.Fatalf("JWK %v: %v", k, err)
+	})
+	t.Run("a key is made when the queue falls short, and takes over at its end", func(t *testing.T) {
+		full := 140 * time.Minute // the expiry of a key with which the queue reaches ahead
+		for _, test := range []struct {
+			name    string
+			keys    []key
+			at      time.Duration
+			ahead   time.Duration
+			want    time.Duration // the expiry of the next key
+			wantDue bool
+		}{
+			{name: "no key", ahead: standard.ahead(), want: time.Hour, wantDue: true},
+			{name: "no key, and one is needed now", want: time.Hour, wantDue: true},
+			{name: "full", keys: expiring(full), ahead: standard.ahead(), want: full + life},
+			{name: "full in spite of its order", keys: expiring(time.Hour, full), ahead: standard.ahead(), want: full + life},
+			{name: "a nanosecond short", keys: expiring(full), at: 1, ahead: standard.ahead(), want: full + life, wantDue: true},
+			{name: "ends now", keys: expiring(full), at: full - 15*time.Minute, want: full + life},
+			{name: "has ended", keys: expiring(full), at: full - 15*time.Minute + 1, want: full - 15*time.Minute + 1 + time.Hour, wantDue: true},
+			{name: "the horizon counts", keys: expiring(horizon + 15*time.Minute), ahead: standard.ahead(), want: horizon + time.Hour},
+			{name: "what is beyond it does not", keys: expiring(time.Hour, horizon+16*time.Minute), ahead: standard.ahead(), want: time.Hour + life, wantDue: true},
+		} {
+			expires, due := standard.next(test.keys, epoch.Add(test.at), test.ahead)
+			equal(t, test.name+": next expires after", expires.Sub(epoch), test.want)
+			equal(t, test.name+": next is due", due, test.wantDue)
 		}
-		set[k["kid"]] = &rsa.PublicKey{N: new(big.Int).SetBytes(n), E: int(new(big.Int).SetBytes(e).Int64())}
-	}
-	return set
+		equal(t, "end of a far key alone", standard.end(expiring(9*time.Hour), epoch), time.Time{})
+	})
+	t.Run("a key is published until it expires", func(t *testing.T) {
+		keys := expiring(time.Hour, 9*time.Hour)
+		for at, want := range map[time.Duration]int{time.Hour - 1: 2, time.Hour: 1, 9*time.Hour - 1: 1, 9 * time.Hour: 0} {
+			equal(t, fmt.Sprintf("keys published after %s", at), len(published(keys, epoch.Add(at))), want)
+		}
+	})
+	testYear(t)
 }
 
-var errUnknownKid = errors.New("unknown kid")
+// A signing is the state of a server when a key signs.
+type signing struct {
+	at, made time.Time
+	key      key
+	oldest   time.Time // the age of the oldest set that a cache for publishAhead may hold
+}
 
-// verify is a correct verifier without leeway.
-func (set keySet) verify(token string) (jwt.MapClaims, error) {
-	claims := jwt.MapClaims{}
-	_, err := jwt.NewParser(jwt.WithValidMethods([]string{"RS256"}), jwt.WithExpirationRequired(), jwt.WithIssuedAt()).
-		ParseWithClaims(token, claims, func(token *jwt.Token) (any, error) {
-			kid, _ := token.Header["kid"].(string)
-			if k := set[kid]; k != nil {
-				return k, nil
+// rotate returns a year of a server under a policy: each takeover, and times between. It
+// sees that a key is due a tick late. Now and then it is down for a while, if down is set.
+func rotate(r rotation, down time.Duration) (signings []signing, keysMade int) {
+	random := rand.New(rand.NewPCG(1, 2))
+	var keys []key
+	made := map[string]time.Time{}
+	type period struct{ from, to time.Time }
+	up := []period{{from: epoch}}
+	for now, last := epoch, epoch.AddDate(1, 0, 0); now.Before(last) && len(made) < 20_000; {
+		keys = published(keys, now)
+		expires, due := r.next(keys, now, r.ahead())
+		for ; due; expires, due = r.next(keys, now, r.ahead()) {
+			k := keyAt(fmt.Sprint(len(made)), expires)
+			keys, made[k.kid] = append(keys, k), now
+		}
+		k, _ := r.signer(keys, now)
+		up[len(up)-1].to = now
+		oldest := now.Add(-r.publishAhead)
+		for up[0].to.Before(oldest) {
+			up = up[1:]
+		}
+		if oldest.Before(up[0].from) {
+			oldest = up[0].from
+		}
+		signings = append(signings, signing{at: now, key: k, made: made[k.kid], oldest: oldest})
+		if down > 0 && random.IntN(30) == 0 {
+			now = now.Add(rand.N(down))
+			up = append(up, period{from: now})
+			continue
+		}
+		next := now.Add(1 + time.Duration(random.Int64N(int64(r.keyTTL))))
+		for _, t := range []time.Time{r.signsUntil(k).Add(1), r.end(keys, now).Add(tick - r.ahead())} {
+			if t.Before(next) {
+				next = t
 			}
-			return nil, errUnknownKid
-		})
-	return claims, err
-}
-
-// issue takes a token.
-func issue(t testing.TB, h http.Handler) string {
-	t.Helper()
-	w := do(h, "POST", "/auth", "")
-	var response struct{ Token string }
-	if err := json.Unmarshal(w.Body.Bytes(), &response); err != nil || w.Code != http.StatusOK {
-		t.Fatalf("POST /auth: %d %s", w.Code, w.Body)
-	}
-	return response.Token
-}
-
-func kidOf(t testing.TB, token string) string {
-	t.Helper()
-	parsed, _, err := jwt.NewParser().ParseUnverified(token, jwt.MapClaims{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return parsed.Header["kid"].(string)
-}
-
-// keepRunning runs the loop of keys until the test is over.
-func keepRunning(t *testing.T, keys *keystore) {
-	ctx, stop := context.WithCancel(t.Context())
-	stopped := make(chan struct{})
-	go func() { keys.keep(ctx); close(stopped) }()
-	t.Cleanup(func() { stop(); <-stopped })
-}
-
-// keyFiles returns when each key expires, by kid, as a listing of the directory says.
-func keyFiles(t testing.TB, dir string) map[string]time.Time {
-	t.Helper()
-	names, err := filepath.Glob(filepath.Join(dir, "*.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	expiries := map[string]time.Time{}
-	for _, name := range names {
-		when, rest, _ := strings.Cut(filepath.Base(name), ".")
-		expires, err := time.Parse(stamp, when)
-		if err != nil {
-			t.Fatal(err)
 		}
-		expiries[strings.TrimSuffix(rest, ".pem")] = expires
+		now = next
 	}
-	return expiries
+	return signings, len(made)
+}
+
+// testYear is the part of TestRotation that watches policies at work.
+func testYear(t *testing.T) {
+	for name, r := range map[string]rotation{
+		"default": standard, "quick": {keyTTL: 4 * time.Second, tokenTTL: 2 * time.Second, publishAhead: time.Second},
+		"uneven":       {keyTTL: 7*time.Hour + 1, tokenTTL: 11*time.Minute + time.Millisecond, publishAhead: 13 * time.Hour},
+		"short tokens": {keyTTL: time.Hour, tokenTTL: time.Second, publishAhead: time.Minute},
+		"long tokens":  {keyTTL: 48 * time.Hour, tokenTTL: 24 * time.Hour, publishAhead: 10 * time.Second},
+	} {
+		known := func(t *testing.T, signings []signing) {
+			for _, s := range signings {
+				if s.made.After(s.oldest) {
+					t.Fatalf("at %s key %s signs, made at %s; want one that is in a set of %s", s.at, s.key.kid, s.made, s.oldest)
+				}
+			}
+		}
+		signings, made := rotate(r, 0)
+		t.Run("a token never outlives its key/"+name, func(t *testing.T) {
+			for _, s := range signings {
+				if s.key.expires.Before(s.at.Add(r.tokenTTL + r.tokenTTL/2)) {
+					t.Fatalf("at %s key %s signs, which expires at %s; want it to outlive a token and clock skew", s.at, s.key.kid, s.key.expires)
+				}
+			}
+		})
+		t.Run("a key is published for publish-ahead before it signs/"+name, func(t *testing.T) { known(t, signings) })
+		t.Run("after downtime a key signs that caches know/"+name, func(t *testing.T) {
+			signings, _ := rotate(r, 2*r.ahead())
+			known(t, signings)
+		})
+		t.Run("one key is made for each time of signing/"+name, func(t *testing.T) {
+			span := signings[len(signings)-1].at.Sub(epoch) + r.ahead()
+			if want := int(span / (r.keyTTL - r.overlap())); made < want*99/100 || made > want+1 {
+				t.Errorf("%d keys in %s; want %d", made, span, want)
+			}
+		})
+	}
+}
+
+// A model is what a server holds, and the files of its directory.
+type model struct {
+	rotation
+	keys  []key
+	files map[string]key
+	made  int
+}
+
+// look does what a tick does.
+func (m *model) look(now time.Time) {
+	maps.DeleteFunc(m.files, func(_ string, k key) bool { return now.Sub(k.expires) >= retention })
+	c := compare(m.keys, slices.Collect(maps.Keys(m.files)), nil, now)
+	for _, k := range c.missing {
+		m.files[k.name()] = k
+	}
+	m.keys = c.kept
+	for _, name := range c.unknown {
+		m.keys = append(m.keys, m.files[name])
+	}
+	slices.SortFunc(m.keys, func(a, b key) int { return strings.Compare(a.name(), b.name()) })
+	for expires, due := m.next(m.keys, now, m.ahead()); due; expires, due = m.next(m.keys, now, m.ahead()) {
+		m.made++
+		k := keyAt(fmt.Sprint("k", m.made), expires)
+		m.files[k.name()] = k
+		m.keys = append(m.keys, k)
+		slices.SortFunc(m.keys, func(a, b key) int { return strings.Compare(a.name(), b.name()) })
+	}
+}
+
+// An ordeal is a time under a wrong clock or other flags.
+type ordeal struct {
+	name     string
+	lasts    time.Duration
+	clock    time.Duration // by how much it is wrong
+	restart  bool          // before it and after it
+	policy   rotation      // in place of the standard one, if set
+	wantLost bool          // tokens are refused once the clock is right
+}
+
+const year = 365 * 24 * time.Hour
+
+var ordeals = []ordeal{
+	{name: "peace", lasts: 5 * time.Hour},
+	{name: "restart", lasts: time.Minute, restart: true},
+	{name: "an hour ahead", lasts: 5 * time.Minute, clock: time.Hour},
+	{name: "an hour ahead for long", lasts: 5 * time.Hour, clock: time.Hour},
+	{name: "an hour ahead at a start", lasts: 5 * time.Minute, clock: time.Hour, restart: true},
+	{name: "a day ahead", lasts: 5 * time.Minute, clock: 24 * time.Hour},
+	{name: "a day ahead for long", lasts: 30 * time.Hour, clock: 24 * time.Hour},
+	{name: "a day ahead at a start", lasts: 5 * time.Minute, clock: 24 * time.Hour, restart: true},
+	{name: "40 years ahead for longer than a token lives", lasts: 10 * time.Minute, clock: 40 * year},
+	{name: "an hour behind", lasts: 5 * time.Minute, clock: -time.Hour},
+	{name: "an hour behind for long", lasts: 5 * time.Hour, clock: -time.Hour},
+	{name: "a day behind", lasts: 5 * time.Minute, clock: -24 * time.Hour},
+	{name: "40 years behind", lasts: 5 * time.Minute, clock: -40 * year},
+	{name: "40 years behind for long, at a start", lasts: 30 * time.Hour, clock: -40 * year, restart: true},
+	{name: "a year of -key-ttl", lasts: 5 * time.Minute, restart: true, policy: rotation{keyTTL: year, tokenTTL: 10 * time.Minute, publishAhead: 2 * time.Hour}},
+	{name: "a year of -key-ttl for long", lasts: 12 * time.Hour, restart: true, policy: rotation{keyTTL: year, tokenTTL: 10 * time.Minute, publishAhead: 2 * time.Hour}},
+	{name: "10 s of -key-ttl", lasts: 5 * time.Minute, restart: true, policy: rotation{keyTTL: 10 * time.Second, tokenTTL: 2 * time.Second, publishAhead: 20 * time.Second}},
+	{name: "13 h of -publish-ahead", lasts: 5 * time.Hour, restart: true, policy: rotation{keyTTL: time.Hour, tokenTTL: 10 * time.Minute, publishAhead: 13 * time.Hour}},
+	{name: "a year of -key-ttl a day ahead", lasts: 5 * time.Minute, restart: true, clock: 24 * time.Hour, policy: rotation{keyTTL: year, tokenTTL: 10 * time.Minute, publishAhead: 2 * time.Hour}},
+	// What cannot be saved: more than a day ahead, a server deletes the files of live keys.
+	{name: "25 hours ahead", lasts: 5 * time.Minute, clock: 25 * time.Hour, wantLost: true},
+	{name: "25 hours ahead at a start", lasts: 5 * time.Minute, clock: 25 * time.Hour, restart: true, wantLost: true},
+	{name: "40 years ahead", lasts: 5 * time.Minute, clock: 40 * year, wantLost: true},
+}
+
+// endure lets a server live through ordeals, each after some hours of peace. It takes a
+// token a minute while the clock is right, and returns during which ordeals, or after
+// them, the JWK Set had no key for a live token.
+func endure(t *testing.T, ordeals []ordeal) (lost map[string]bool) {
+	t.Helper()
+	lost = map[string]bool{}
+	m := &model{rotation: standard, files: map[string]key{}}
+	alive := map[time.Time]string{} // the kids of tokens by their expiry
+	now := epoch
+	live := func(o ordeal) {
+		for end := now.Add(o.lasts); now.Before(end); now = now.Add(time.Minute) {
+			m.look(now.Add(o.clock))
+			if o.clock != 0 {
+				continue
+			}
+			k, ok := m.signer(m.keys, now)
+			if !ok {
+				t.Fatalf("%s: no key signs at %s", o.name, now)
+			}
+			alive[now.Add(m.tokenTTL)] = k.kid
+			set := published(m.keys, now)
+			maps.DeleteFunc(alive, func(expires time.Time, kid string) bool {
+				if !now.Before(expires) {
+					return true
+				}
+				if !slices.ContainsFunc(set, func(k key) bool { return k.kid == kid }) {
+					lost[o.name] = true
+				}
+				return false
+			})
+		}
+	}
+	restart := func(policy rotation) { m.rotation, m.keys = policy, nil }
+	for _, o := range ordeals {
+		live(ordeal{name: "before " + o.name, lasts: 4 * time.Hour})
+		if o.policy == (rotation{}) {
+			o.policy = standard
+		}
+		if o.restart {
+			restart(o.policy)
+		}
+		live(o)
+		if o.restart {
+			restart(standard)
+		}
+		live(ordeal{name: o.name, lasts: 20 * time.Minute})
+	}
+	live(ordeal{name: "the end", lasts: 4 * time.Hour})
+	return lost
+}
+
+func TestHorizon(t *testing.T) {
+	t.Run("a wrong clock or other flags cost no token", func(t *testing.T) {
+		for _, o := range ordeals {
+			if lost := endure(t, []ordeal{o}); lost[o.name] != o.wantLost || len(lost) > 1 {
+				t.Errorf("%s: tokens are lost: %v; want %t", o.name, lost, o.wantLost)
+			}
+		}
+	})
+	t.Run("a month of them costs no token", func(t *testing.T) {
+		harmless := slices.DeleteFunc(slices.Clone(ordeals), func(o ordeal) bool { return o.wantLost })
+		for seed := range uint64(2) {
+			random := rand.New(rand.NewPCG(seed, 0))
+			var month []ordeal
+			for total := time.Duration(0); total < 30*24*time.Hour; {
+				o := harmless[random.IntN(len(harmless))]
+				month, total = append(month, o), total+o.lasts+4*time.Hour
+			}
+			if lost := endure(t, month); len(lost) > 0 {
+				t.Errorf("seed %d: tokens are lost by %v; want none", seed, slices.Collect(maps.Keys(lost)))
+			}
+		}
+	})
+	t.Run("a far key takes its place when the horizon reaches it", func(t *testing.T) {
+		far := keyAt("far", epoch.Add(24*time.Hour+17*time.Minute))
+		m := &model{rotation: standard, files: map[string]key{far.name(): far}}
+		var signs time.Duration
+		for now := epoch; now.Before(far.expires); now = now.Add(time.Minute) {
+			m.look(now)
+			k, ok := m.signer(m.keys, now)
+			if !ok || !slices.Contains(published(m.keys, now), far) {
+				t.Fatalf("at %s a key signs: %t; want one, and the far key published", now, ok)
+			}
+			if k.kid == "far" {
+				signs += time.Minute
+			}
+		}
+		if signs < 15*time.Minute || signs > time.Hour {
+			t.Errorf("the far key signs for %s; want its part of a queue", signs)
+		}
+	})
+	bubble(t, "far keys are published, and the log names each once", func(t *testing.T) {
+		dir := keyDir(t.TempDir())
+		farthest, far := putKey(t, dir, 0, 40*year), putKey(t, dir, 1, 6*time.Hour)
+		s := newServer(t, "-keys", string(dir))
+		s.keys.bits = 1024
+		keepRunning(t, s)
+		signers := map[string]bool{}
+		for range 6 * 12 {
+			time.Sleep(5*time.Minute - 1)
+			if set := s.set(t); set[farthest.kid] == nil || set[far.kid] == nil {
+				t.Fatalf("set of %s = %q; want both far keys in it", clock(), set.kids())
+			}
+			signers[kidOf(t, s.token(t, "", ""))] = true
+		}
+		if signers[farthest.kid] || !signers[far.kid] || len(signers) < 7 {
+			t.Errorf("keys that signed = %v; want %s and those made before it, never %s", signers, far.kid, farthest.kid)
+		}
+		for _, k := range []key{farthest, far} {
+			wantInLog(t, s.log, 1, "was made with other flags or under a wrong clock; rename its file to end in .revoked if none of its tokens is in use\" kid="+k.kid)
+		}
+	})
+}
+
+func TestLimiter(t *testing.T) {
+	bubble(t, "no more have a turn than there are turns", func(t *testing.T) {
+		l := must(newLimiter(3))
+		var now, most atomic.Int64
+		var wg sync.WaitGroup
+		for range 60 {
+			wg.Go(func() {
+				defer must(l.acquire(t.Context()))()
+				most.Store(max(most.Load(), now.Add(1)))
+				time.Sleep(time.Millisecond)
+				now.Add(-1)
+			})
+		}
+		begin := time.Now()
+		wg.Wait()
+		equal(t, "most at once", most.Load(), 3)
+		equal(t, "time for all", time.Since(begin), 20*time.Millisecond)
+	})
+	bubble(t, "first come, first served", func(t *testing.T) {
+		l := must(newLimiter(1))
+		release := takeAll(t, l)
+		var served, want []int
+		var wg sync.WaitGroup
+		for i := range 20 {
+			want = append(want, i)
+			wg.Go(func() {
+				defer must(l.acquire(t.Context()))()
+				served = append(served, i)
+			})
+			synctest.Wait()
+		}
+		release()
+		wg.Wait()
+		equal(t, "served", served, want)
+	})
+	bubble(t, "who waits waits until its context ends, and costs no turn", func(t *testing.T) {
+		l := must(newLimiter(1))
+		release := takeAll(t, l)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		begin := time.Now()
+		_, err := l.acquire(ctx)
+		equal(t, "acquire, at a deadline", err, context.DeadlineExceeded)
+		equal(t, "it waited", time.Since(begin), time.Minute)
+		ctx, cancel = context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		_, err = l.acquire(ctx)
+		equal(t, "acquire, canceled", err, context.Canceled)
+		release()
+		takeAll(t, l)()
+	})
+	bubble(t, "too many are refused at once", func(t *testing.T) {
+		l := must(newLimiter(2))
+		release := takeAll(t, l)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for range 2 * maxWaiting {
+			wg.Go(func() { l.acquire(ctx) })
+		}
+		synctest.Wait()
+		for range 2 * maxWaiting {
+			if _, err := l.acquire(t.Context()); err != errBusy {
+				t.Fatalf("acquire = %v; want %v", err, errBusy)
+			}
+		}
+		cancel()
+		wg.Wait()
+		wg.Go(func() { must(l.acquire(t.Context()))() }) // there is room again
+		synctest.Wait()
+		release()
+		wg.Wait()
+	})
+	t.Run("a free turn is given when time is up, but not to who went away", func(t *testing.T) {
+		l := must(newLimiter(1))
+		late, cancel := context.WithTimeout(t.Context(), -1)
+		defer cancel()
+		gone, leave := context.WithCancel(t.Context())
+		leave()
+		for range 100 {
+			must(l.acquire(late))()
+			if _, err := l.acquire(gone); err != context.Canceled {
+				t.Fatalf("acquire, gone = %v; want %v", err, context.Canceled)
+			}
+		}
+	})
+	bubble(t, "a throttle tells once a minute how often", func(t *testing.T) {
+		var th throttle
+		var told []int
+		for range 181 {
+			if n := th.add(); n > 0 {
+				told = append(told, n)
+			}
+			time.Sleep(time.Second)
+		}
+		equal(t, "numbers told", told, []int{1, 60, 60, 60})
+	})
+}
+
+// wantInLog checks how often a text is in a log.
+func wantInLog(t testing.TB, log *lockedBuffer, want int, text string) {
+	t.Helper()
+	if n := strings.Count(log.String(), text); n != want {
+		t.Errorf("the log has %d of %q; want %d:\n%s", n, text, want, log)
+	}
+}
+
+// takeAll takes all turns of a limiter until they are released.
+func takeAll(t *testing.T, l *limiter) (release func()) {
+	t.Helper()
+	var releases []func()
+	for range cap(l.turns) {
+		releases = append(releases, must(l.acquire(t.Context())))
+	}
+	return func() {
+		for _, release := range releases {
+			release()
+		}
+	}
+}
+
+// signer returns the key with which a store signs now.
+func signer(t *testing.T, s *testServer) key {
+	t.Helper()
+	turn, err := s.keys.turn(t.Context())
+	ok(t, err)
+	turn.release()
+	return turn.key
+}
+
+// look lets stores do what a tick does.
+func look(t *testing.T, stores ...*testServer) {
+	t.Helper()
+	for _, s := range stores {
+		ok(t, s.keys.grow(t.Context(), s.keys.ahead()))
+	}
+}
+
+func sleepUntil(at time.Time) { time.Sleep(time.Until(at)) }
+
+func TestStore(t *testing.T) {
+	for _, dir := range []string{t.TempDir(), ""} {
+		bubble(t, fmt.Sprintf("three keys are made at first and then one each 45 minutes, and each event is logged once/directory %t", dir != ""), func(t *testing.T) {
+			s := newServer(t, "-keys", dir)
+			s.keys.bits = 1024
+			keepRunning(t, s)
+			start, first := time.Now(), s.keys.keys[0]
+			for _, test := range []struct {
+				after               time.Duration
+				wantMade, wantAlive int
+			}{
+				{after: 0, wantMade: 3, wantAlive: 3},
+				{after: 10 * time.Minute, wantMade: 3, wantAlive: 3},
+				{after: 10*time.Minute + time.Second, wantMade: 4, wantAlive: 4},
+				{after: 55*time.Minute + time.Second, wantMade: 5, wantAlive: 5},
+				{after: time.Hour, wantMade: 5, wantAlive: 4},
+				{after: 105 * time.Minute, wantMade: 6, wantAlive: 4},
+			} {
+				sleepUntil(start.Add(test.after))
+				synctest.Wait()
+				made := strings.Count(s.log.String(), `msg="key made" kid=`)
+				equal(t, fmt.Sprintf("after %s: keys made, alive", test.after), []int{made, len(s.set(t))}, []int{test.wantMade, test.wantAlive})
+			}
+			wantInLog(t, s.log, 1, `msg="now signing" kid=`+first.kid+" signs_from=2000-01-01T00:00:00Z signs_until=2000-01-01T00:45:00Z expires=2000-01-01T01:00:00Z\n")
+			for event, want := range map[string]int{`msg="key made"`: 6, `msg="now signing"`: 3, `msg="key expired"`: 2, "\n": 11} {
+				wantInLog(t, s.log, want, event)
+			}
+		})
+	}
+	bubble(t, "the clock is read once all waiting is over", func(t *testing.T) {
+		s := newServer(t)
+		first, second := s.keys.keys[0], s.keys.keys[1]
+		release := takeAll(t, s.keys.turns)
+		sleepUntil(s.keys.signsUntil(first))
+		var got turn
+		var wg sync.WaitGroup
+		wg.Go(func() { got, _ = s.keys.turn(t.Context()) })
+		time.Sleep(maxWait - 1)
+		release()
+		wg.Wait()
+		equal(t, "signer", got.key.kid, second.kid)
+		equal(t, "now", got.now, clock())
+	})
+	bubble(t, "an expired key is not served from its expiry on", func(t *testing.T) {
+		time.Sleep(time.Millisecond) // a start is seldom on a second
+		s := newServer(t)
+		first := s.keys.keys[0]
+		equal(t, "the first key expires", first.expires, clock().Add(time.Hour+time.Second-time.Millisecond))
+		before := s.set(t)
+		sleepUntil(first.expires.Add(-1))
+		equal(t, "set a nanosecond before", s.set(t).kids(), before.kids())
+		time.Sleep(1)
+		delete(before, first.kid)
+		equal(t, "set at its expiry", s.set(t).kids(), before.kids())
+	})
+	bubble(t, "the set is made again only when it changes", func(t *testing.T) {
+		s := newServer(t)
+		sets := map[*document]bool{}
+		for range 59 {
+			time.Sleep(10 * time.Second)
+			look(t, s)
+			sets[must(s.keys.jwks(t.Context()))] = true
+		}
+		equal(t, "sets of the same keys", len(sets), 1)
+		now := clock()
+		for _, test := range []struct {
+			at   time.Duration
+			want int
+		}{{want: 3}, {at: time.Hour, want: 2}, {want: 3}, {at: 24 * time.Hour}, {at: -time.Hour, want: 3}, {at: 40 * year}, {want: 3}} {
+			keys := 0
+			if set := s.keys.current(now.Add(test.at)); set != nil {
+				keys = len(parseSet(t, string(set.body)))
+			}
+			equal(t, fmt.Sprintf("keys in the set of a clock %s ahead", test.at), keys, test.want)
+		}
+	})
+	for _, dir := range []string{t.TempDir(), ""} {
+		bubble(t, fmt.Sprintf("requests that find no key make one together/directory %t", dir != ""), func(t *testing.T) {
+			s := newServer(t, "-keys", dir)
+			time.Sleep(25 * time.Hour)
+			var wg sync.WaitGroup
+			for range 50 {
+				wg.Go(func() {
+					token := s.token(t, "", "")
+					_, err := s.set(t).verify(token)
+					wantError(t, "verify", err, "")
+				})
+				wg.Go(func() { s.set(t) })
+			}
+			wg.Wait()
+			equal(t, "keys made", len(s.set(t)), 1)
+		})
+	}
+	for _, test := range []struct {
+		away      time.Duration
+		wantKept  int // keys of before
+		wantKnown bool
+	}{
+		{away: 0, wantKept: 3, wantKnown: true},
+		{away: 50 * time.Minute, wantKept: 3, wantKnown: true},
+		{away: 134*time.Minute + 59*time.Second, wantKept: 1, wantKnown: true}, // the last key still signs
+		{away: 140 * time.Minute, wantKept: 1},
+		{away: 24 * time.Hour},
+	} {
+		for _, restart := range []bool{false, true} {
+			bubble(t, fmt.Sprintf("keys that verifiers know sign first after a sleep or a restart/%s restart %t", test.away, restart), func(t *testing.T) {
+				dir := t.TempDir()
+				s := newServer(t, "-keys", dir)
+				before, old := s.set(t), s.token(t, "", "")
+				time.Sleep(test.away)
+				if restart {
+					s = newServer(t, "-keys", dir)
+				}
+				token := s.token(t, "", "")
+				set := s.set(t)
+				kept := 0
+				for kid := range before {
+					if set[kid] != nil {
+						kept++
+					}
+				}
+				equal(t, "keys of before that are served", kept, test.wantKept)
+				equal(t, "a key of before signs", before[kidOf(t, token)] != nil, test.wantKnown)
+				if test.away == 0 {
+					_, err := set.verify(old)
+					wantError(t, "verify a token of before", err, "")
+				}
+				time.Sleep(10*time.Minute - 1)
+				_, err := s.set(t).verify(token)
+				wantError(t, "verify a new token in its last nanosecond", err, "")
+			})
+		}
+	}
+	bubble(t, "two keys made at once are both published, and the lesser kid signs", func(t *testing.T) {
+		dir := keyDir(t.TempDir())
+		putKey(t, dir, 0, time.Hour)
+		lesser := putKey(t, dir, 1, time.Hour)
+		s := newServer(t, "-keys", string(dir), "-publish-ahead", "1s")
+		equal(t, "signer", signer(t, s).kid, lesser.kid)
+		equal(t, "keys published", len(s.set(t)), 2)
+	})
 }
 
 func TestTokensVerifyForThreeDaysOfRotation(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		cfg := testConfig(t)
-		h, keys := newTest(t, cfg)
-		keys.log.SetOutput(io.Discard)
-		keepRunning(t, keys)
-		start := time.Now()
-		end := start.Add(72 * time.Hour)
-		random := rand.New(rand.NewPCG(1, 2))
-
-		// A verifier fetches every few seconds, and remembers the sets.
-		const step = 5 * time.Second
+		s := newServer(t)
+		s.keys.bits = 1024
+		start, random := time.Now(), rand.New(rand.NewPCG(1, 2))
+		const step = 15 * time.Second // the loop looks each second, and what it does in time a later look does, too
 		var (
 			mu      sync.Mutex // tokens are checked by goroutines
 			etag    string
 			set     keySet
-			history []keySet
-			expires = map[string]time.Time{}
-			seen    = map[string]time.Time{}
+			history []keySet // one a step
+			kids    = map[string]bool{}
+			tokens  int
 		)
-		watch := func() {
+		fetch := func() {
 			mu.Lock()
 			defer mu.Unlock()
-			w := do(h, "GET", "/.well-known/jwks.json", "", "If-None-Match", etag)
-			if w.Code != http.StatusNotModified {
-				etag, set = w.Header().Get("ETag"), parseSet(t, w.Body.Bytes())
-				maps.Copy(expires, keyFiles(t, cfg.dir))
+			if w := s.do("GET", jwksPath, "", "If-None-Match", etag); w.status != http.StatusNotModified {
+				etag, set = w.header.Get("ETag"), parseSet(t, w.body)
+				expires := keyFiles(t, s.keys.dir)
 				for kid := range set {
-					if seen[kid].IsZero() {
-						seen[kid] = time.Now()
+					kids[kid] = true
+					if !time.Now().Before(expires[kid]) {
+						t.Errorf("at %s the set has a key that expired at %s", time.Now(), expires[kid])
 					}
-				}
-			}
-			for kid := range set {
-				if !time.Now().Before(expires[kid]) {
-					t.Errorf("at %s the set has a key that expired at %s", time.Now(), expires[kid])
 				}
 			}
 			history = append(history, set)
 		}
-		check := func(token, when string) {
-			t.Helper()
+		check := func(token, when string) jwt.MapClaims {
 			mu.Lock()
 			defer mu.Unlock()
-			if _, err := fetch(t, h).verify(token); err != nil {
-				t.Errorf("%s, with the set of then: %v", when, err)
-			}
-			if age := int(cfg.publishAhead / step); len(history) > age {
-				if _, err := history[len(history)-1-age].verify(token); err != nil {
-					t.Errorf("%s, with a set fetched publish-ahead before: %v", when, err)
-				}
-			}
+			claims, err := s.set(t).verify(token)
+			wantError(t, when+", with the set of then: verify", err, "")
+			_, err = history[max(0, len(history)-1-int(s.keys.publishAhead/step))].verify(token)
+			wantError(t, when+", with a set fetched publish-ahead before: verify", err, "")
+			return claims
 		}
-		tokens := 0
-		use := func(token string, claims jwt.MapClaims) {
+		use := func(token string) {
+			claims := check(token, "at issue")
 			expires := time.Unix(int64(claims["exp"].(float64)), 0)
-			time.Sleep(time.Until(expires) / 2)
-			check(token, "in mid-life")
-			time.Sleep(time.Until(expires) - time.Nanosecond)
-			check(token, "in its last second")
-		}
-		take := func() {
-			token := issue(t, h)
+			go func() {
+				time.Sleep(time.Until(expires) / 2)
+				check(token, "in mid-life")
+				sleepUntil(expires.Add(-1))
+				check(token, "in its last nanosecond")
+			}()
 			tokens++
-			check(token, "at issue")
-			claims, _ := set.verify(token)
-			if kid := kidOf(t, token); !seen[kid].Equal(start) && time.Since(seen[kid]) < cfg.publishAhead {
-				t.Errorf("key %s signs %s after it was published", kid, time.Since(seen[kid]))
-			}
-			go use(token, claims)
 		}
-		for round, next := start, start; round.Before(end); time.Sleep(time.Until(round)) {
-			round = round.Add(step)
-			watch()
+		for next := start; time.Since(start) < 72*time.Hour; {
+			round := time.Now().Add(step)
+			look(t, s)
+			fetch()
 			if !time.Now().Before(next) {
-				next = next.Add(time.Duration(random.IntN(int(6 * time.Minute))))
-				take()
+				next = next.Add(time.Duration(random.Int64N(int64(8 * time.Minute))))
+				use(s.token(t, "", ""))
 			}
-			if signer, ok := keys.signing(time.Now()); ok && keys.stops(signer).Before(round) {
-				time.Sleep(time.Until(keys.stops(signer)) + 1) // as soon as another key has taken over
-				take()
+			if takeover := s.keys.signsUntil(signer(t, s)).Add(1); takeover.Before(round) {
+				sleepUntil(takeover)
+				use(s.token(t, "", ""))
 			}
+			sleepUntil(round)
 		}
-		if wanted := int(72 * time.Hour / (45 * time.Minute)); len(seen) < wanted || tokens < 1000 {
-			t.Errorf("%d keys and %d tokens in three days; want %d and 1000 at least", len(seen), tokens, wanted)
+		if len(kids) < 96 || tokens < 1000 {
+			t.Errorf("%d keys and %d tokens in three days; want 96 and 1000 at least", len(kids), tokens)
 		}
-		time.Sleep(cfg.tokenTTL)
+		time.Sleep(10 * time.Minute)
 	})
 }
 
-func TestTheKeyThatSignsIsTheEarliestThatOutlivesItsTokens(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		time.Sleep(123456789 * time.Nanosecond) // a start is seldom on a second
-		h, keys := newTest(t, testConfig(t))
-		first, second := keys.keys[0], keys.keys[1]
-		takeover := first.expires.Add(-15 * time.Minute)
-		for _, test := range []struct {
-			name string
-			at   time.Time
-			want key
-		}{
-			{"at the start", time.Now(), first},
-			{"a second before the takeover", takeover.Add(-time.Second), first},
-			{"at the takeover", takeover, first},
-			{"a nanosecond after it", takeover.Add(1), second},
-			{"a second before the first expiry", first.expires.Add(-time.Second), second},
-			{"at the first expiry", first.expires, second},
-		} {
-			time.Sleep(time.Until(test.at))
-			if kid := kidOf(t, issue(t, h)); kid != test.want.kid {
-				t.Errorf("%s %s signs; want %s", test.name, kid, test.want.kid)
-			}
-		}
-	})
-}
-
-func TestAnExpiredKeyIsNotServedFromItsExpiryOn(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		time.Sleep(time.Millisecond)
-		h, keys := newTest(t, testConfig(t))
-		first := keys.keys[0]
-		if want := time.Now().Add(time.Hour + time.Second - time.Millisecond); !first.expires.Equal(want) {
-			t.Errorf("the first key expires at %s; want the whole second after an hour, %s", first.expires, want)
-		}
-		time.Sleep(time.Until(first.expires) - 1)
-		if fetch(t, h)[first.kid] == nil {
-			t.Error("a nanosecond before its expiry a key is not served")
-		}
-		time.Sleep(1)
-		if set := fetch(t, h); set[first.kid] != nil || len(set) != 2 {
-			t.Errorf("at its expiry a key is in the set of %d; want the other 2", len(set))
-		}
-	})
-}
-
-func TestThreeKeysAreMadeAtFirstAndThenOneEvery45Minutes(t *testing.T) {
-	for _, dir := range []string{t.TempDir(), ""} {
-		synctest.Test(t, func(t *testing.T) {
-			var logged lockedBuffer
-			h, keys := newTest(t, testConfig(t, "-keys", dir))
-			keys.log.SetOutput(&logged)
-			keepRunning(t, keys)
-			start := time.Now()
-			for _, test := range []struct {
-				after time.Duration
-				made  int
-			}{
-				{0, 3}, {14 * time.Minute, 3}, {15 * time.Minute, 4}, {59 * time.Minute, 4}, {time.Hour, 5}, {104 * time.Minute, 5}, {105 * time.Minute, 6},
-			} {
-				time.Sleep(time.Until(start.Add(test.after)))
-				synctest.Wait()
-				expired := int((test.after - 15*time.Minute) / (45 * time.Minute))
-				if got := len(fetch(t, h)); got != test.made-expired {
-					t.Errorf("after %s there are %d keys; want %d made, less %d expired", test.after, got, test.made, expired)
-				}
-			}
-			for event, want := range map[string]int{"made: ": 3, "takes over: ": 2, "expired: ": 2, "\n": 7} { // and no other lines
-				if got := strings.Count(logged.String(), event); got != want {
-					t.Errorf("the log has %d of %q; want %d:\n%s", got, event, want, logged.String())
-				}
-			}
-		})
-	}
-}
-
-func TestAFullQueueGetsNoKey(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		for more, want := range map[time.Duration]int{0: 3, time.Second: 4} { // three keys sign for 135 minutes
-			_, keys := newTest(t, testConfig(t, "-publish-ahead", (135*time.Minute-early+more).String()))
-			if len(keys.keys) != want {
-				t.Errorf("with -publish-ahead %s there are %d keys; want %d", keys.publishAhead, len(keys.keys), want)
-			}
-		}
-	})
-}
-
-func TestAnExpiredKeyWhoseFileStaysIsNotServed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h, keys := newTest(t, testConfig(t))
-		first := keys.keys[0]
-		path := filepath.Join(keys.dir, first.file())
-		if err := errors.Join(os.Remove(path), os.MkdirAll(filepath.Join(path, "x"), 0o700)); err != nil { // cannot be deleted
-			t.Fatal(err)
-		}
-		time.Sleep(time.Hour)
-		for range 2 {
-			const want = "cannot delete the file of an expired key"
-			if err := keys.grow(t.Context(), 0); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path) {
-				t.Errorf("grow = %v; want that it %s, %s", err, want, path)
-			}
-			if set := fetch(t, h); set[first.kid] != nil || len(set) != 2 {
-				t.Errorf("an expired key is in the set of %d; want the other 2", len(set))
-			}
-		}
-		if err := os.RemoveAll(path); err != nil {
-			t.Fatal(err)
-		}
-		if err := keys.grow(t.Context(), 0); err != nil {
-			t.Errorf("grow = %v; want no error once the file is gone", err)
-		}
-	})
-}
-
-func TestAServerThatSleptSignsCorrectlyAtOnce(t *testing.T) {
-	t.Parallel()
-	for _, slept := range []time.Duration{time.Hour, 2 * time.Hour, 24 * time.Hour} {
-		t.Run(slept.String(), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				h, _ := newTest(t, testConfig(t)) // nothing ticks
-				known := fetch(t, h)
-				time.Sleep(slept)
-				token := issue(t, h)
-				if _, err := fetch(t, h).verify(token); err != nil {
-					t.Error(err)
-				}
-				if slept <= 2*time.Hour && known[kidOf(t, token)] == nil {
-					t.Error("a key signs that verifiers do not know, though one that they know could")
-				}
-				time.Sleep(10*time.Minute - 1)
-				if _, err := fetch(t, h).verify(token); err != nil {
-					t.Error("in its last second:", err)
-				}
-			})
-			synctest.Test(t, func(t *testing.T) {
-				h, _ := newTest(t, testConfig(t))
-				time.Sleep(slept)
-				if len(fetch(t, h)) == 0 {
-					t.Error("the first thing served is an empty set")
-				}
-			})
-		})
-	}
-}
-
-func TestARestartKeepsTheKeys(t *testing.T) {
-	t.Parallel()
-	for _, test := range []struct {
-		down time.Duration
-		kept int // keys of before that are served
-	}{{0, 3}, {50 * time.Minute, 3}, {2 * time.Hour, 1}, {24 * time.Hour, 0}} {
-		t.Run(test.down.String(), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				cfg := testConfig(t)
-				h, _ := newTest(t, cfg)
-				before, old := fetch(t, h), issue(t, h)
-				time.Sleep(test.down)
-
-				h, _ = newTest(t, cfg)
-				kept := 0
-				for kid := range fetch(t, h) {
-					if before[kid] != nil {
-						kept++
-					}
-				}
-				if kept != test.kept {
-					t.Errorf("%d keys of before are served; want %d", kept, test.kept)
-				}
-				if files := keyFiles(t, cfg.dir); len(files) != len(fetch(t, h)) {
-					t.Errorf("%d key files for %d keys; want those of expired keys deleted", len(files), len(fetch(t, h)))
-				}
-				if test.down < 10*time.Minute {
-					if _, err := fetch(t, h).verify(old); err != nil {
-						t.Error("a token of before:", err)
-					}
-				}
-				token := issue(t, h)
-				if _, err := fetch(t, h).verify(token); err != nil {
-					t.Error(err)
-				}
-				if test.kept > 0 && before[kidOf(t, token)] == nil {
-					t.Error("a key signs that verifiers do not know, though one that they know could")
-				}
-			})
-		})
-	}
-}
-
-func TestManyRequestsThatFindNoKeyMakeOne(t *testing.T) {
-	for _, dir := range []string{t.TempDir(), ""} {
-		synctest.Test(t, func(t *testing.T) {
-			h, _ := newTest(t, testConfig(t, "-keys", dir))
-			time.Sleep(24 * time.Hour)
-			tokens := make(chan string, 50)
-			for range cap(tokens) {
-				go func() { tokens <- issue(t, h) }()
-				go func() { fetch(t, h) }()
-			}
-			set := keySet{}
-			for range cap(tokens) {
-				token := <-tokens
-				set = fetch(t, h)
-				if _, err := set.verify(token); err != nil {
-					t.Error(err)
-				}
-			}
-			if len(set) != 1 {
-				t.Errorf("%d keys were made; want 1", len(set))
-			}
-		})
-	}
-}
-
-func TestThumbprintIsThatOfRFC7638(t *testing.T) {
-	// The example of section 3.1.
-	n, err := base64.RawURLEncoding.DecodeString("0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCiFV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-kEgU8awapJzKnqDKgw")
-	if err != nil {
-		t.Fatal(err)
-	}
-	public := &rsa.PublicKey{N: new(big.Int).SetBytes(n), E: 65537}
-	if got, want := thumbprint(public), "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs"; got != want {
-		t.Errorf("thumbprint = %s; want %s", got, want)
-	}
-}
-
-func TestParametersHaveNoLeadingZeroOctet(t *testing.T) {
-	one := big.NewInt(1)
-	for _, test := range []struct {
-		bits, exponent int
-		octets         int
-		e              string
-	}{
-		{2048, 65537, 256, "AQAB"}, // its top bit is set: DER would put a zero octet first
-		{2041, 65537, 256, "AQAB"},
-		{2040, 3, 255, "Aw"}, // shorter than a key of 2048 bits: padding would put one first
-		{2033, 1<<31 - 1, 255, "f____w"},
-	} {
-		modulus := new(big.Int).Add(new(big.Int).Lsh(one, uint(test.bits-1)), one)
-		n, e := parameters(&rsa.PublicKey{N: modulus, E: test.exponent})
-		octets, err := base64.RawURLEncoding.Strict().DecodeString(n)
-		if err != nil || len(octets) != test.octets || octets[0] == 0 || new(big.Int).SetBytes(octets).Cmp(modulus) != 0 {
-			t.Errorf("n of %d bits = %x (%v); want its %d octets", test.bits, octets, err, test.octets)
-		}
-		if e != test.e {
-			t.Errorf("e of %d = %s; want %s", test.exponent, e, test.e)
-		}
-	}
-}
-
-func TestKeyFilesArePrivatePKCS8NamedByExpiryAndKid(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "made")
-	_, keys := newTest(t, testConfig(t, "-keys", dir, "-key-bits", "3072"))
-	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
-		t.Errorf("the directory: %v, %v; want mode 0700", info.Mode(), err)
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) != 3 {
-		t.Fatalf("%d files, %v; want 3 keys and nothing else", len(entries), err)
-	}
-	for i, e := range entries {
-		k := keys.keys[i]
-		info, err := e.Info()
-		if err != nil || info.Mode() != 0o600 {
-			t.Errorf("%s: %v, %v; want mode 0600", e.Name(), info.Mode(), err)
-		}
-		if want := k.expires.Format("20060102T150405Z") + "." + k.kid + ".pem"; e.Name() != want {
-			t.Errorf("file %d is %s; want %s", i, e.Name(), want)
-		}
-		content, err := os.ReadFile(filepath.Join(dir, e.Name()))
-		if err != nil {
-			t.Fatal(err)
-		}
-		block, rest := pem.Decode(content)
-		if block == nil || block.Type != "PRIVATE KEY" || len(rest) > 0 {
-			t.Fatalf("%s is not one PEM block", e.Name())
-		}
-		private, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-		if err != nil || !k.private.Equal(private) || k.private.N.BitLen() != 3072 {
-			t.Errorf("%s holds another key, or %v", e.Name(), err)
-		}
-	}
-}
-
-func TestAKeyHasOneExpiry(t *testing.T) {
-	cfg := testConfig(t)
-	h, keys := newTest(t, cfg)
-	k := keys.keys[0]
-	content, err := os.ReadFile(filepath.Join(cfg.dir, k.file()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	longer := key{k.kid, k.private, k.expires.Add(24 * time.Hour)}
-	if err := os.WriteFile(filepath.Join(cfg.dir, longer.file()), content, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	const want = "holds the key of another file"
-	if err := keys.grow(t.Context(), 0); err == nil || !strings.Contains(err.Error(), longer.file()) || !strings.Contains(err.Error(), want) {
-		t.Errorf("a running server: %v; want that %s %s", err, longer.file(), want)
-	}
-	if n := len(fetch(t, h)); n != 3 { // fetch refuses a kid that is there twice
-		t.Errorf("%d keys are served; want 3", n)
-	}
-	if _, err := openKeystore(t.Context(), cfg, keys.log); err == nil || !strings.Contains(err.Error(), want) {
-		t.Errorf("a start: %v; want that %s %s", err, longer.file(), want)
-	}
-}
-
-func TestAnExistingDirectoryKeepsItsMode(t *testing.T) {
-	cfg := testConfig(t)
-	if err := os.Chmod(cfg.dir, 0o750); err != nil {
-		t.Fatal(err)
-	}
-	newTest(t, cfg)
-	if info, err := os.Stat(cfg.dir); err != nil || info.Mode().Perm() != 0o750 {
-		t.Errorf("mode %v, %v; want 0750", info.Mode(), err)
-	}
-}
-
-func TestNoKeyIsUsedBeforeItIsOnDisk(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		var logged lockedBuffer
-		cfg := testConfig(t, "-keys", filepath.Join(t.TempDir(), "keys"))
-		h, keys := newTest(t, cfg)
-		keys.log.SetOutput(&logged)
-		keepRunning(t, keys)
-		known := fetch(t, h)
-
-		away := cfg.dir + ".away"
-		if err := os.Rename(cfg.dir, away); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(cfg.dir, nil, 0o600); err != nil { // nothing can be written to it
-			t.Fatal(err)
-		}
-		for range 12 { // two hours
-			time.Sleep(10 * time.Minute)
-			for kid := range fetch(t, h) {
-				if known[kid] == nil {
-					t.Fatalf("key %s is published, and not on disk", kid)
-				}
-			}
-			if kid := kidOf(t, issue(t, h)); known[kid] == nil {
-				t.Fatalf("key %s signs, and is not on disk", kid)
-			}
-		}
-		if lines := strings.Count(logged.String(), "cannot"); lines < 119 || lines > 121 {
-			t.Errorf("the log says it %d times in 120 minutes; want once a minute:\n%.500s", lines, logged.String())
-		}
-		if !strings.HasSuffix(logged.String(), "or bring it back; the keys in hand sign until 2000-01-01T02:15:00Z\n") {
-			t.Errorf("the log does not say how long the keys in hand will do:\n%.500s", logged.String())
-		}
-
-		time.Sleep(30 * time.Minute)
-		if w := do(h, "POST", "/auth", ""); w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" {
-			t.Errorf("when no key can sign: %d %v; want 503 with Retry-After", w.Code, w.Header())
-		}
-		if !strings.HasSuffix(logged.String(), "or bring it back; no key can sign\n") {
-			t.Error("the log does not say that no key can sign")
-		}
-		time.Sleep(15 * time.Minute)
-		if w := do(h, "GET", "/.well-known/jwks.json", ""); w.Code != http.StatusServiceUnavailable || w.Header().Get("Cache-Control") != "no-store" {
-			t.Errorf("when no key is alive: %d %v; want 503 that is not stored", w.Code, w.Header())
-		}
-
-		if err := errors.Join(os.Remove(cfg.dir), os.Rename(away, cfg.dir)); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := fetch(t, h).verify(issue(t, h)); err != nil {
-			t.Error("when the disk is back:", err)
-		}
-		time.Sleep(2 * time.Second)
-		if !strings.Contains(logged.String(), "again") {
-			t.Error("the log does not say that the disk is back")
-		}
-	})
-}
-
-func TestReplicasFollowOneDirectory(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		cfg := testConfig(t)
-		var handlers []http.Handler
+func TestReplicas(t *testing.T) {
+	bubble(t, "replicas sign with one key, verify each other and make each key once", func(t *testing.T) {
+		dir := t.TempDir()
+		var replicas []*testServer
 		for range 3 {
-			h, keys := newTest(t, cfg)
-			keepRunning(t, keys)
-			handlers = append(handlers, h)
+			s := newServer(t, "-keys", dir)
+			keepRunning(t, s)
+			replicas = append(replicas, s)
 			time.Sleep(333 * time.Millisecond)
 		}
-		for until := time.Now().Add(12 * time.Hour); time.Now().Before(until); time.Sleep(7*time.Minute + 77*time.Millisecond) {
-			kid := ""
-			for i, h := range handlers {
-				token := issue(t, h)
-				if kid == "" {
-					kid = kidOf(t, token)
-				}
-				if kidOf(t, token) != kid {
-					t.Errorf("replica %d signs with %s; the first with %s", i, kidOf(t, token), kid)
-				}
-				other := handlers[(i+1)%len(handlers)]
-				if _, err := fetch(t, other).verify(token); err != nil {
-					t.Errorf("token of replica %d with the set of the next: %v", i, err)
-				}
-				if do(h, "GET", "/.well-known/jwks.json", "").Body.String() != do(other, "GET", "/.well-known/jwks.json", "").Body.String() {
-					t.Errorf("replica %d serves another set than the next", i)
-				}
+		for range 30 {
+			time.Sleep(7*time.Minute + 77*time.Millisecond)
+			for i, s := range replicas {
+				other := replicas[(i+1)%3]
+				token := s.token(t, "", "")
+				_, err := other.set(t).verify(token)
+				wantError(t, "verify a token of a replica by the set of another", err, "")
+				equal(t, "signer of a replica", kidOf(t, token), signer(t, other).kid)
+				equal(t, "set of a replica", s.set(t).kids(), other.set(t).kids())
 			}
-			if got := len(keyFiles(t, cfg.dir)); got > 5 {
-				t.Errorf("%d keys for all; want what one server would make", got)
+		}
+		equal(t, "keys made in 210 minutes", len(keyFiles(t, keyDir(dir))), 8) // 3, and one each 45 from the tenth on
+	})
+	bubble(t, "a key that another replica made meanwhile is not made again", func(t *testing.T) {
+		dir := t.TempDir()
+		a := newServer(t, "-keys", dir)
+		b := newServer(t, "-keys", dir)
+		time.Sleep(10*time.Minute + time.Second) // a key is due
+		release := takeAll(t, a.keys.turns)      // so that making it takes a while
+		var wg sync.WaitGroup
+		wg.Go(func() { look(t, a) })
+		synctest.Wait()
+		look(t, b)
+		release()
+		wg.Wait()
+		equal(t, "keys made", len(keyFiles(t, keyDir(dir))), 4)
+		equal(t, "keys of the slow replica", namesOf(a.keys.keys), namesOf(b.keys.keys))
+		wantInLog(t, a.log, 1, `msg="key found" kid=`+b.keys.keys[3].kid)
+		equal(t, "its own is kept to be used later", a.keys.spare != nil, true)
+	})
+	bubble(t, "a listing that is as old as a cache hurts nobody", func(t *testing.T) {
+		dir := t.TempDir()
+		a := newServer(t, "-keys", dir)
+		b := newServer(t, "-keys", dir)
+		for i := range 6 * 360 {
+			look(t, a)
+			if i%30 == 29 {
+				look(t, b) // what was there 5 minutes ago at worst
 			}
+			if one, two := signer(t, a), signer(t, b); one.kid != two.kid {
+				t.Fatalf("after %d s they sign with %s and %s; want one key", 10*i, one.kid, two.kid)
+			}
+			time.Sleep(10 * time.Second)
 		}
 	})
 }
 
-func TestTwoKeysMadeAtOnceAreHarmless(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		one, two := testConfig(t), testConfig(t)
-		h1, keys1 := newTest(t, one)
-		h2, keys2 := newTest(t, two) // as if neither had seen the other's files
-		two.dir = one.dir
-		for _, k := range keys2.keys {
-			if err := os.Rename(filepath.Join(keys2.dir, k.file()), filepath.Join(one.dir, k.file())); err != nil {
-				t.Fatal(err)
-			}
-		}
-		keys2.dir = one.dir
-		keepRunning(t, keys1)
-		keepRunning(t, keys2)
-		time.Sleep(2 * time.Second)
-		a, b := kidOf(t, issue(t, h1)), kidOf(t, issue(t, h2))
-		if want := min(keys1.keys[0].kid, keys1.keys[1].kid); a != want || b != want {
-			t.Errorf("they sign with %s and %s; want both with %s", a, b, want)
-		}
-		if len(fetch(t, h1)) != 6 || len(fetch(t, h2)) != 6 {
-			t.Errorf("they serve %d and %d keys; want all 6", len(fetch(t, h1)), len(fetch(t, h2)))
-		}
-	})
-}
-
-// A policy is how a verifier caches the JWK Set: see the table of recipes in the
-// README.
-type policy struct {
-	name     string
-	life     time.Duration // of a set in its cache; 0 means for ever
-	refetch  bool          // on an unknown kid,
-	cooldown time.Duration // but not within this of the last fetch
-}
-
-// A cachingVerifier fetches as its policy says.
-type cachingVerifier struct {
-	policy
-	set     []byte
-	fetched time.Time
-	refused int
-}
-
-// knows tells whether kid is known, to the set in the cache or to a fresh one. A
-// verifier that cannot fetch goes on with what it has, and refuses nothing if that
-// is out of date: it could not have an answer.
-func (v *cachingVerifier) knows(kid string, get func() []byte) bool {
-	stale := v.set == nil || v.life > 0 && time.Since(v.fetched) >= v.life
-	fetch := func() bool {
-		set := get()
-		if set != nil {
-			v.set, v.fetched = set, time.Now()
-		}
-		return set != nil
-	}
-	if stale && !fetch() {
-		return true
-	}
-	if bytes.Contains(v.set, []byte(kid)) {
-		return true
-	}
-	return v.refetch && time.Since(v.fetched) >= v.cooldown && (!fetch() || bytes.Contains(v.set, []byte(kid)))
-}
-
-// keyPool makes RSA keys faster than rsa.GenerateKey: from pairs of a few primes.
-func keyPool(t testing.TB) func() *rsa.PrivateKey {
-	var primes []*big.Int
-	i, j := 0, 0
-	return func() *rsa.PrivateKey {
-		if i++; i >= j {
-			i, j = 0, j+1
-		}
-		for len(primes) <= j {
-			k, err := rsa.GenerateKey(cryptorand.Reader, 2048)
-			if err != nil {
-				t.Fatal(err)
-			}
-			primes = append(primes, k.Primes...)
-		}
-		p, q, one := primes[i], primes[j], big.NewInt(1)
-		phi := new(big.Int).Mul(new(big.Int).Sub(p, one), new(big.Int).Sub(q, one))
-		k := &rsa.PrivateKey{
-			PublicKey: rsa.PublicKey{N: new(big.Int).Mul(p, q), E: 65537},
-			D:         new(big.Int).ModInverse(big.NewInt(65537), phi),
-			Primes:    []*big.Int{p, q},
-		}
-		k.Precompute()
-		return k
-	}
-}
-
-func TestNoVerifierThatCachesForLessThanPublishAheadRefusesALiveToken(t *testing.T) {
-	t.Parallel()
-	const month = 30 * 24 * time.Hour
-	policies := []policy{
-		{"jose", 10 * time.Minute, true, 30 * time.Second},
-		{"jwks-rsa", 10 * time.Minute, true, 0},
-		{"get-jwks", time.Minute, true, 0},
-		{"express-oauth2-jwt-bearer", 10 * time.Minute, true, 30 * time.Second},
-		{"aws-jwt-verify", 0, true, 10 * time.Second},
-		{"keyfunc", time.Hour, true, 5 * time.Minute},
-		{"keyfunc, others at the same time", time.Hour, false, 0},
-		{"jwx", 15 * time.Minute, false, 0},
-		{"go-oidc, kube-apiserver", 0, true, 0},
-		{"PyJWT, Spring Security", 5 * time.Minute, true, 0},
-		{"Authlib", 0, true, 0},
-		{"Envoy", 10 * time.Minute, false, 0},
-		{"Istio", 20 * time.Minute, false, 0},
-		{"AWS HTTP API", 2 * time.Hour, false, 0},
-		{".NET", 12 * time.Hour, false, 0}, // its refetch comes after the refusal
-		{"lua-resty-openidc", 24 * time.Hour, true, 0},
-		{"Hasura", 5 * time.Minute, false, 0},
-		{"a cache that never looks again", 0, false, 0},
-	}
+func TestRevocation(t *testing.T) {
 	for _, test := range []struct {
-		ahead   string
-		refuses []string // those that cache for longer and do not refetch at once
+		name   string
+		revoke func(pem, name string) error
 	}{
-		{"2h", []string{".NET", "a cache that never looks again"}},
-		{"13h", []string{"a cache that never looks again"}},
+		{name: "renamed to NAME.revoked", revoke: func(pem, name string) error { return os.Rename(pem, name+".revoked") }},
+		{name: "renamed to NAME.pem.revoked", revoke: func(pem, name string) error { return os.Rename(pem, pem+".revoked") }},
+		{name: "beside NAME.pem, empty", revoke: func(pem, name string) error { return os.WriteFile(name+".revoked", nil, 0o600) }},
 	} {
-		t.Run(test.ahead, func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				seed := cryptorand.Text()
-				t.Logf("seed %s", seed)
-				random := rand.New(rand.NewChaCha8([32]byte([]byte(seed + "......"))))
-				cfg := testConfig(t, "-publish-ahead", test.ahead)
-				spare := keyPool(t)
-				var (
-					h      http.Handler // nil while the server is down
-					keys   *keystore
-					served []byte
-				)
-				ahead := cfg.publishAhead + early
-				last := func() time.Time { return keys.stops(keys.keys[len(keys.keys)-1]) }
-				fill := func() { // as the loop does, with keys from the pool
-					for grow := time.Duration(0); grow < ahead; grow = max(0, time.Until(last())) + 1 {
-						keys.spare = spare()
-						if err := keys.grow(t.Context(), grow); err != nil {
-							t.Fatal(err)
-						}
-					}
+		bubble(t, "a revoked key is neither published nor signs/"+test.name, func(t *testing.T) {
+			dir := keyDir(t.TempDir())
+			a := newServer(t, "-keys", string(dir))
+			b := newServer(t, "-keys", string(dir))
+			first, second := a.keys.keys[0], a.keys.keys[1]
+			check := func(when string, servers ...*testServer) {
+				t.Helper()
+				for _, s := range servers {
+					equal(t, when+": signer", signer(t, s).kid, second.kid)
+					equal(t, when+": the key is published", s.set(t)[first.kid] != nil, false)
 				}
-				start := func() {
-					quick := cfg // its first key will do for the start
-					quick.publishAhead = time.Second
-					var err error
-					if keys, err = openKeystore(t.Context(), quick, log.New(io.Discard, "", 0)); err != nil {
-						t.Fatal(err)
-					}
-					fill()
-					h = newHandler(cfg, keys, nil, keys.log)
+			}
+			name := dir.path(first.name())
+			ok(t, test.revoke(name+".pem", name))
+			beside := exists(name + ".pem")
+			look(t, a, b)
+			check("at the next look", a, b)
+			equal(t, "the .pem file is there", exists(name+".pem"), beside) // nobody stores it again
+			wantInLog(t, a.log, 1, `msg="key revoked" kid=`+first.kid)
+			c := newServer(t, "-keys", string(dir))
+			check("after a restart", c)
+			ok(t, dir.write(first)) // as a server does that has not looked
+			look(t, a, b, c)
+			check("when its file is there again", a, b, c, newServer(t, "-keys", string(dir)))
+			ok(t, os.RemoveAll(name+".revoked"), os.RemoveAll(name+".pem.revoked"))
+			look(t, a, b, c)
+			check("when the .revoked file is gone", a, b, c)
+		})
+	}
+	bubble(t, "when all keys are revoked a new one signs", func(t *testing.T) {
+		s := newServer(t)
+		before := s.set(t)
+		for _, k := range s.keys.keys {
+			ok(t, os.Rename(s.keys.dir.path(k.name()+".pem"), s.keys.dir.path(k.name()+".revoked")))
+		}
+		look(t, s)
+		equal(t, "a revoked key signs", before[signer(t, s).kid] != nil, false)
+		equal(t, "keys published", len(s.set(t)), 3)
+	})
+}
+
+// unwritable returns a directory by a path that is too long for the name of a temporary
+// file, because root may write to any directory.
+func unwritable(t *testing.T, dir keyDir) keyDir {
+	t.Helper()
+	for {
+		longer := dir + "/."
+		if _, err := os.ReadDir(string(longer)); err != nil {
+			return dir
+		}
+		dir = longer
+	}
+}
+
+func TestTrouble(t *testing.T) {
+	bubble(t, "keys in hand outlive their directory, and no key is used before it is stored", func(t *testing.T) {
+		s := newServer(t)
+		start, known, dir := time.Now(), s.set(t), string(s.keys.dir)
+		ok(t, os.Rename(dir, dir+".away"), os.WriteFile(dir, nil, 0o600))
+		for _, test := range []struct {
+			after               time.Duration
+			wantKeys, wantSigns int
+		}{
+			{after: time.Second, wantKeys: 3, wantSigns: http.StatusOK},
+			{after: 135 * time.Minute, wantKeys: 1, wantSigns: http.StatusOK},
+			{after: 135*time.Minute + 1, wantKeys: 1, wantSigns: http.StatusServiceUnavailable},
+			{after: 150*time.Minute - 1, wantKeys: 1, wantSigns: http.StatusServiceUnavailable},
+			{after: 150 * time.Minute, wantKeys: 0, wantSigns: http.StatusServiceUnavailable},
+		} {
+			sleepUntil(start.Add(test.after))
+			wantError(t, "grow", s.keys.grow(t.Context(), s.keys.ahead()), "cannot read the keys directory")
+			var set keySet
+			if w := s.do("GET", jwksPath, ""); w.status == http.StatusOK {
+				set = parseSet(t, w.body)
+			}
+			for kid := range set {
+				equal(t, "a key of before is published", known[kid] != nil, true)
+			}
+			w := s.do("POST", "/auth", "")
+			equal(t, fmt.Sprintf("after %s: keys of before, POST /auth", test.after), []int{len(set), w.status}, []int{test.wantKeys, test.wantSigns})
+		}
+		ok(t, os.Remove(dir), os.Rename(dir+".away", dir))
+		s.token(t, "", "") // when the directory is back
+	})
+	bubble(t, "a key whose file is missing is kept and stored again", func(t *testing.T) {
+		s := newServer(t)
+		set := must(s.keys.jwks(t.Context()))
+		files := must(os.ReadDir(string(s.keys.dir)))
+		for lost := range 4 { // a partial listing; at last an empty mount point
+			for _, f := range files[:lost] {
+				ok(t, os.Remove(s.keys.dir.path(f.Name())))
+			}
+			look(t, s)
+			found, faulty := s.keys.dir.loadAll(comparison{unknown: namesOf(s.keys.keys)}, nil)
+			equal(t, fmt.Sprintf("%d lost: files", lost), namesOf(found), namesOf(s.keys.keys))
+			equal(t, fmt.Sprintf("%d lost: faulty files", lost), len(faulty), 0)
+			equal(t, fmt.Sprintf("%d lost: the set has changed", lost), must(s.keys.jwks(t.Context())) != set, false)
+		}
+		wantInLog(t, s.log, 3, "key stored again") // once a key
+	})
+	bubble(t, "storing a key again does not use up the spare one", func(t *testing.T) {
+		s := newServer(t)
+		s.keys.spare = readyMade()[0]
+		ok(t, os.Remove(s.keys.dir.path(s.keys.keys[1].name()+".pem")))
+		look(t, s)
+		equal(t, "the spare key is there yet", s.keys.spare == readyMade()[0], true)
+	})
+	bubble(t, "a key that cannot be stored is kept to be stored later, and only once", func(t *testing.T) {
+		s := newServer(t, "-publish-ahead", "1s")
+		dir := s.keys.dir
+		time.Sleep(time.Hour)
+		for range 3 {
+			s.keys.dir = unwritable(t, dir)
+			wantError(t, "grow", s.keys.grow(t.Context(), s.keys.ahead()), "cannot store a key")
+		}
+		spare := s.keys.spare
+		s.keys.dir = dir
+		look(t, s)
+		equal(t, "the spare key signs", signer(t, s).private == spare, true)
+		equal(t, "a key is spare", s.keys.spare != nil, false)
+	})
+	bubble(t, "no request waits for a directory that hangs", func(t *testing.T) {
+		s := newServer(t, "-publish-ahead", "1s")
+		release := takeAll(t, s.keys.making) // as a hung look does
+		defer release()
+		begin := time.Now()
+		s.token(t, "", "")
+		s.set(t)
+		equal(t, "waited with a key in hand", time.Since(begin), 0*time.Second)
+		time.Sleep(time.Hour)
+		for what, f := range map[string]func() error{
+			"turn": func() error { _, err := s.keys.turn(t.Context()); return err },
+			"jwks": func() error { _, err := s.keys.jwks(t.Context()); return err },
+		} {
+			begin := time.Now()
+			wantError(t, what, f(), errNoKey.Error()+": "+context.DeadlineExceeded.Error())
+			equal(t, what+" without a key waited", time.Since(begin), maxWait)
+		}
+		takeAll(t, s.keys.turns)() // none was lost
+	})
+	t.Run("no stop waits for a directory that hangs", func(t *testing.T) {
+		s := newServerWithKey(t)
+		ctx, stop := context.WithCancel(t.Context())
+		stopped := make(chan error)
+		s.keys.mu.Lock() // holds up a look as such a directory does
+		go func() { stopped <- s.keys.grow(ctx, s.keys.ahead()) }()
+		for len(s.keys.making.turns) > 0 {
+			runtime.Gosched()
+		}
+		stop()
+		equal(t, "grow", <-stopped, context.Canceled)
+		s.keys.mu.Unlock()
+		takeAll(t, s.keys.making)() // the look ends by itself
+	})
+}
+
+func TestOpen(t *testing.T) {
+	open := func(t *testing.T, dir keyDir) (*keystore, error, *lockedBuffer) {
+		logged := &lockedBuffer{}
+		s, err := openKeystore(t.Context(), dir, standard, minBits, slog.New(slog.NewTextHandler(logged, nil)))
+		return s, err, logged
+	}
+	t.Run("a faulty file stops the start, and nothing is made or logged", func(t *testing.T) {
+		dir := keyDir(t.TempDir())
+		putKey(t, dir, 0, time.Hour)
+		faulty := writeFile(t, dir, "20991231T235959Z.x.pem", "x")
+		_, err, logged := open(t, dir)
+		wantError(t, "open", err, "key file "+faulty+" is damaged: it has to be one PEM block, PRIVATE KEY, and nothing else; repair it or move it elsewhere")
+		equal(t, "files", len(must(os.ReadDir(string(dir)))), 2)
+		equal(t, "log", logged, "")
+	})
+	t.Run("an unwritable directory stops the start only if no key can sign", func(t *testing.T) {
+		dir := keyDir(t.TempDir())
+		_, err, logged := open(t, unwritable(t, dir))
+		wantError(t, "open without a key", err, "cannot store a key")
+		equal(t, "log", logged, "")
+		putKey(t, dir, 1, time.Minute)
+		_, err, logged = open(t, unwritable(t, dir))
+		wantError(t, "open with a key that signs no more", err, "cannot store a key")
+		equal(t, "log", logged, "")
+		k := putKey(t, dir, 0, time.Hour)
+		s, err, _ := open(t, unwritable(t, dir))
+		ok(t, err)
+		equal(t, "last key", namesOf(s.keys[len(s.keys)-1:]), namesOf([]key{k}))
+	})
+	t.Run("a file that is gone when it is opened stops nothing", func(t *testing.T) {
+		dir := keyDir(t.TempDir())
+		k := putKey(t, dir, 0, time.Hour)
+		ok(t, os.Symlink("nowhere", dir.path("20991231T235959Z.x.pem")))
+		s, err, _ := open(t, dir)
+		ok(t, err)
+		equal(t, "the key whose file is there", s.keys[0].kid, k.kid)
+	})
+	t.Run("the log tells which keys were found, and which of them others may read", func(t *testing.T) {
+		dir := keyDir(t.TempDir())
+		a, b := putKey(t, dir, 0, time.Hour), putKey(t, dir, 1, 2*time.Hour)
+		ok(t, os.Chmod(dir.path(b.name()+".pem"), 0o640))
+		_, _, logged := open(t, dir)
+		for want, n := range map[string]int{
+			`msg="key found" kid=` + a.kid: 1, `msg="key found" kid=` + b.kid: 1, `chmod 600 its file" file=` + dir.path(b.name()+".pem"): 1, "chmod": 1,
+		} {
+			wantInLog(t, logged, n, want)
+		}
+	})
+}
+
+func TestLogOfTrouble(t *testing.T) {
+	count := func(t *testing.T, s *testServer, want int, text string) {
+		t.Helper()
+		synctest.Wait()
+		wantInLog(t, s.log, want, text)
+	}
+	move := func(t *testing.T, from, to keyDir) {
+		t.Helper()
+		ok(t, os.Rename(string(from), string(to)))
+	}
+	bubble(t, "a trouble is logged once a minute with how long the keys in hand sign, and its end once", func(t *testing.T) {
+		s := newServer(t, "-publish-ahead", "1s") // one key, which signs for 45 minutes
+		dir := s.keys.dir
+		keepRunning(t, s)
+		move(t, dir, dir+".away")
+		time.Sleep(44*time.Minute + 30*time.Second)
+		count(t, s, 45, `msg="cannot maintain the keys" error="cannot read the keys directory: `)
+		count(t, s, 45, `outlook="the keys in hand sign until 2000-01-01T00:45:00Z"`)
+		time.Sleep(time.Minute)
+		count(t, s, 1, `outlook="no key can sign"`)
+		move(t, dir+".away", dir)
+		time.Sleep(5 * time.Minute)
+		count(t, s, 1, `msg="recovered: cannot maintain the keys" outlook="the keys in hand sign until `)
+		count(t, s, 46, "level=ERROR")
+	})
+	bubble(t, "a directory that comes and goes does not fill the log", func(t *testing.T) {
+		s := newServer(t)
+		dir := s.keys.dir
+		keepRunning(t, s)
+		time.Sleep(time.Millisecond)
+		for range 100 {
+			move(t, dir, dir+".away")
+			time.Sleep(3 * time.Second)
+			move(t, dir+".away", dir)
+			time.Sleep(3 * time.Second)
+		}
+		count(t, s, 10, "level=ERROR")
+		count(t, s, 10, "recovered")
+	})
+	bubble(t, "a faulty file and a missing directory are both told, and so is that they are over", func(t *testing.T) {
+		s := newServer(t)
+		dir := s.keys.dir
+		keepRunning(t, s)
+		path := writeFile(t, dir, "key.pem", "")
+		time.Sleep(5 * time.Second)
+		count(t, s, 1, `msg="cannot use a key file" error="key file `+path+` is damaged`)
+		count(t, s, 0, "cannot maintain")
+		move(t, dir, dir+".away")
+		time.Sleep(time.Minute)
+		count(t, s, 2, "cannot use a key file")
+		count(t, s, 1, "cannot maintain the keys")
+		move(t, dir+".away", dir)
+		ok(t, os.Remove(path))
+		time.Sleep(time.Second)
+		count(t, s, 1, "recovered: cannot use a key file")
+		count(t, s, 1, "recovered: cannot maintain the keys")
+	})
+	bubble(t, "a directory that does not answer is told of, and a stop does not wait for it", func(t *testing.T) {
+		s := newServer(t)
+		keepRunning(t, s)
+		synctest.Wait()
+		release := takeAll(t, s.keys.making)
+		time.Sleep(slowDir + tick)
+		count(t, s, 1, `error="not done after 10s: the keys directory `+string(s.keys.dir)+` does not answer`)
+		release()
+		time.Sleep(tick)
+		count(t, s, 1, "recovered")
+		takeAll(t, s.keys.making) // and it hangs while the test ends
+	})
+	bubble(t, "a server that cannot write says so only while it wants to", func(t *testing.T) {
+		dir := keyDir(t.TempDir())
+		putKey(t, dir, 0, time.Hour)
+		s := newServer(t, "-keys", string(unwritable(t, dir)), "-publish-ahead", "1s")
+		keepRunning(t, s)
+		time.Sleep(44 * time.Minute)
+		count(t, s, 0, "level=ERROR")
+		time.Sleep(time.Minute)
+		count(t, s, 1, `error="cannot store a key`)
+	})
+}
+
+// TestAServerThatComesBack is of servers that have not followed their directory for longer
+// than the keys in hand sign.
+func TestAServerThatComesBack(t *testing.T) {
+	const away = 40 * time.Minute
+	policy := []string{"-key-ttl", "10m", "-token-ttl", "1m", "-publish-ahead", "10m"}
+	server := func(t *testing.T, dir string) *testServer {
+		return newServer(t, append([]string{"-keys", dir}, policy...)...)
+	}
+	// signsAsOne reports whether a token of b is good at a at once, and of the key that a signs with.
+	signsAsOne := func(t *testing.T, a, b *testServer) {
+		t.Helper()
+		token := b.token(t, "", "")
+		if _, err := a.set(t).verify(token); err != nil {
+			t.Errorf("token of the server that came back, at the other: %v; want it to verify", err)
+		}
+		if got, want := kidOf(t, token), kidOf(t, a.token(t, "", "")); got != want {
+			t.Errorf("the server that came back signs with %s; want %s, with which the other signs", got, want)
+		}
+	}
+	// makes fails the test if f does not make so many key files.
+	makes := func(t *testing.T, dir string, want int, f func()) {
+		t.Helper()
+		before := keyFiles(t, keyDir(dir))
+		f()
+		made := 0
+		for kid := range keyFiles(t, keyDir(dir)) {
+			if _, ok := before[kid]; !ok {
+				made++
+			}
+		}
+		if made != want {
+			t.Errorf("%d keys were made; want %d", made, want)
+		}
+	}
+	rules := map[string]func(*testing.T){
+		"a server that was paused signs with the key of the others": func(t *testing.T) {
+			dir := t.TempDir()
+			a, b := server(t, dir), server(t, dir) // b has no loop
+			keepRunning(t, a)
+			time.Sleep(away)
+			makes(t, dir, 0, func() { signsAsOne(t, a, b) })
+		},
+		"a server that was cut off issues no token and then signs with the key of the others": func(t *testing.T) {
+			dir, mount := t.TempDir(), filepath.Join(t.TempDir(), "mount")
+			if err := os.Symlink(dir, mount); err != nil {
+				t.Fatal(err)
+			}
+			a, b := server(t, dir), server(t, mount)
+			keepRunning(t, a)
+			keepRunning(t, b)
+			if err := os.Remove(mount); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(away)
+			if w := b.do("POST", "/auth", ""); w.status != http.StatusServiceUnavailable {
+				t.Errorf("POST /auth while cut off = %d; want 503", w.status)
+			}
+			if err := os.Symlink(dir, mount); err != nil {
+				t.Fatal(err)
+			}
+			makes(t, dir, 0, func() { signsAsOne(t, a, b) })
+		},
+		"a server that starts after a downtime signs with the key of the others": func(t *testing.T) {
+			dir := t.TempDir()
+			a := server(t, dir)
+			keepRunning(t, a)
+			time.Sleep(away)
+			makes(t, dir, 0, func() { signsAsOne(t, a, server(t, dir)) })
+		},
+		"the first of all servers to come back makes the one key that has to be made": func(t *testing.T) {
+			dir := t.TempDir()
+			a, b := server(t, dir), server(t, dir)
+			time.Sleep(away)
+			makes(t, dir, 1, func() {
+				b.token(t, "", "")
+				time.Sleep(tick)
+				if w := a.do("POST", "/auth", ""); w.status != http.StatusOK {
+					t.Errorf("POST /auth = %d; want 200", w.status)
 				}
-				start()
-				var verifiers []*cachingVerifier
-				for _, p := range policies {
-					verifiers = append(verifiers, &cachingVerifier{policy: p})
-				}
-				get := func() []byte {
-					if h == nil {
-						return nil
-					}
-					served = do(h, "GET", "/.well-known/jwks.json", "").Body.Bytes()
-					return served
-				}
-				use := func(kid, when string) {
-					for _, v := range verifiers {
-						if random.IntN(3) > 0 && !v.knows(kid, get) {
-							v.refused++
-							if !slices.Contains(test.refuses, v.name) {
-								t.Errorf("%s: %s refuses a token %s, with a set fetched %s before", time.Now(), v.name, when, time.Since(v.fetched))
-							}
-						}
-					}
-				}
-				type event struct {
-					at        time.Time
-					kid, when string
-				}
-				var later []event // by time
-				end := time.Now().Add(month)
-				for restart := time.Now(); time.Now().Before(end); {
-					if time.Now().After(restart) {
-						down := []time.Duration{2 * time.Second, time.Minute, 3 * time.Hour, 40 * time.Hour}[random.IntN(10)*4/10]
-						h = nil
-						time.Sleep(time.Duration(random.Int64N(int64(down))))
-						start()
-						restart = time.Now().Add(time.Duration(random.Int64N(int64(36 * time.Hour))))
-					}
-					// A token now and then, and one as soon as a key has taken over.
-					pause := time.Duration(random.Int64N(int64(30 * time.Minute)))
-					if k, ok := keys.signing(time.Now()); ok && random.IntN(2) == 0 {
-						pause = min(pause, time.Until(keys.stops(k))+1)
-					}
-					// The loop would tick every second; what matters is when a key is due.
-					for until := time.Now().Add(pause); time.Now().Before(until); {
-						due := last().Add(tick - ahead)
-						wait := min(time.Until(until), time.Until(due))
-						if len(later) > 0 {
-							wait = min(wait, time.Until(later[0].at))
-						}
-						time.Sleep(max(1, wait))
-						for len(later) > 0 && !time.Now().Before(later[0].at) {
-							if time.Now().Before(later[0].at.Add(1)) { // else the server was down
-								use(later[0].kid, later[0].when)
-							}
-							later = later[1:]
-						}
-						if !time.Now().Before(due) {
-							fill()
-						}
-					}
-					kid := kidOf(t, issue(t, h))
-					use(kid, "at issue")
-					later = append(later,
-						event{time.Now().Add(time.Duration(random.Int64N(int64(cfg.tokenTTL)))), kid, "in mid-life"},
-						event{time.Now().Add(cfg.tokenTTL - 1), kid, "in its last second"})
-					slices.SortFunc(later, func(a, b event) int { return a.at.Compare(b.at) })
-				}
-				for _, v := range verifiers {
-					if slices.Contains(test.refuses, v.name) && v.refused == 0 {
-						t.Errorf("%s refuses nothing, though it caches for longer than publish-ahead", v.name)
-					}
-				}
+				signsAsOne(t, a, b)
 			})
+		},
+	}
+	for rule, f := range rules {
+		t.Run(rule, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, f)
 		})
 	}
 }
 
-func FuzzKeyFile(f *testing.F) {
-	k := newKey(keyPool(f)(), time.Date(2026, 11, 23, 1, 0, 0, 0, time.UTC))
-	der, err := x509.MarshalPKCS8PrivateKey(k.private)
-	if err != nil {
-		f.Fatal(err)
-	}
-	file := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
-	f.Add(k.file(), file)
-	f.Add("20260101T000000Z."+k.kid+".pem", file)
-	f.Add("20260101T000000.5Z."+k.kid+".pem", append(file, file...))
-	f.Add(".pem", file[:len(file)/2])
-	f.Fuzz(func(t *testing.T, name string, content []byte) {
-		k, err := parseKey(name, content)
-		if err != nil {
-			if private := k.private; private != nil {
-				t.Errorf("a key in spite of %v", err)
+var update = flag.Bool("update", false, "write interop/key-life.svg anew")
+
+// lives returns when each key is made, takes over, stops signing and expires, for the
+// keys made within a time from the start.
+func lives(r rotation, within time.Duration) (lives [][4]time.Duration) {
+	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	var keys []key
+	for now := start; now.Sub(start) < within; now = now.Add(tick) {
+		for {
+			takeover := max(r.end(keys, now).Sub(start), now.Sub(start))
+			expires, due := r.next(keys, now, r.ahead())
+			if !due {
+				break
 			}
-			return
+			k := key{expires: expires}
+			keys = append(keys, k)
+			lives = append(lives, [4]time.Duration{now.Sub(start), takeover, r.signsUntil(k).Sub(start), expires.Sub(start)})
 		}
-		if k.file() != name || k.private.N.BitLen() < 2048 || k.kid != thumbprint(&k.private.PublicKey) {
-			t.Errorf("parseKey(%q) = %s of %d bits", name, k.file(), k.private.N.BitLen())
+	}
+	return lives
+}
+
+// draw returns the lives of keys as an SVG that reads well on white and on dark.
+func draw(lives [][4]time.Duration, span time.Duration) string {
+	const left, top, row, hour = 56, 34, 28, 132
+	x := func(d time.Duration) float64 { return left + hour*min(d, span).Hours() }
+	var b strings.Builder
+	height := top + row*len(lives) + 36
+	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %.0f %d" role="img" aria-label="Keys are queued end to end: each is published two hours before it signs, signs for 45 minutes, and stays published for 15 more.">
+<style>
+text { font: 13px system-ui, sans-serif; fill: #1f2328 } line { stroke: #8b949e; stroke-dasharray: 2 4 }
+.ahead { fill: #9ec5fe } .signs { fill: #0a58ca } .after { fill: #adb5bd }
+@media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .ahead { fill: #1f4b8f } .signs { fill: #6ea8fe } .after { fill: #6c757d } }
+</style>
+`, x(span)+20, height)
+	for d := time.Duration(0); d <= span; d += 30 * time.Minute {
+		fmt.Fprintf(&b, "<text x=\"%.1f\" y=\"18\" text-anchor=\"middle\">%d:%02d</text><line x1=\"%.1f\" y1=\"26\" x2=\"%.1f\" y2=\"%d\"/>\n",
+			x(d), int(d.Hours()), int(d.Minutes())%60, x(d), x(d), top+row*len(lives))
+	}
+	bar := func(class string, y int, from, to time.Duration) {
+		if x(to) > x(from) {
+			fmt.Fprintf(&b, "<rect class=\"%s\" x=\"%.1f\" y=\"%d\" width=\"%.1f\" height=\"16\"/>\n", class, x(from), y, x(to)-x(from))
 		}
-	})
+	}
+	for i, l := range lives {
+		y := top + row*i
+		fmt.Fprintf(&b, "<text x=\"4\" y=\"%d\">key %d</text>\n", y+13, i+1)
+		bar("ahead", y, l[0], l[1])
+		bar("signs", y, l[1], l[2])
+		bar("after", y, l[2], l[3])
+	}
+	for i, legend := range []struct{ class, text string }{
+		{"ahead", "published, does not sign yet"}, {"signs", "signs"}, {"after", "published for its last tokens"},
+	} {
+		fmt.Fprintf(&b, "<rect class=\"%s\" x=\"%d\" y=\"%d\" width=\"16\" height=\"16\"/><text x=\"%d\" y=\"%d\">%s</text>\n",
+			legend.class, left+[]int{0, 225, 315}[i], height-24, left+24+[]int{0, 225, 315}[i], height-11, legend.text)
+	}
+	return b.String() + "</svg>\n"
+}
+
+func TestTheDiagramShowsTheDefaults(t *testing.T) {
+	c := flags(t)
+	const file = "interop/key-life.svg"
+	want := draw(lives(c.rotation, 2*time.Hour), 4*time.Hour)
+	if *update {
+		if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := os.ReadFile(file); err != nil || string(got) != want {
+		t.Errorf("%s (%v) does not show the lives that the rotation gives keys; write it with go test -run Diagram -update .", file, err)
+	}
 }

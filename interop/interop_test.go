@@ -19,7 +19,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -61,45 +60,30 @@ func TestMain(m *testing.M) {
 // A server is a process of the server under test.
 type server struct{ issuer, jwks, auth string }
 
-var listening = regexp.MustCompile(`listening on \S+, issuer (\S+)`)
-
 // start starts the server on a free port. When the test ends it is told to stop, and
 // has to do so properly.
 func start(t *testing.T, flags ...string) server {
 	t.Helper()
 	cmd := exec.Command(binary, append([]string{"-addr", "127.0.0.1:0", "-keys", t.TempDir()}, flags...)...)
-	stderr, err := cmd.StderrPipe()
+	cmd.Stderr = t.Output()
+	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	issuer, ended := make(chan string, 1), make(chan struct{})
-	go func() {
-		defer close(ended)
-		for lines := bufio.NewScanner(stderr); lines.Scan(); {
-			t.Log(lines.Text())
-			if found := listening.FindStringSubmatch(lines.Text()); found != nil {
-				issuer <- found[1]
-			}
-		}
-	}()
 	t.Cleanup(func() {
 		cmd.Process.Signal(syscall.SIGTERM)
-		<-ended
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("the server ended with %v; want exit status 0", err)
 		}
 	})
-	var url string
-	select {
-	case url = <-issuer:
-	case <-ended:
-		t.Fatal("the server did not start")
-	case <-time.After(10 * time.Second):
-		t.Fatal("the server does not listen after 10 seconds")
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	if err != nil {
+		t.Fatalf("the server did not start: %v", err)
 	}
+	url := strings.TrimSpace(line)
 	return server{url, url + "/.well-known/jwks.json", url + "/auth"}
 }
 

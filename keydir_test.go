@@ -1,0 +1,457 @@
+package main
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// epoch is when tests of pure functions begin.
+var epoch = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
+
+// ok ends the test if what it needs has failed.
+func ok(t testing.TB, errs ...error) {
+	t.Helper()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// must returns v where an error would be the fault of the test.
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// equal checks that what came out is what was wanted, compared as they print.
+func equal(t testing.TB, what string, got, want any) {
+	t.Helper()
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("%s = %v; want %v", what, got, want)
+	}
+}
+
+// wantError checks that err is nil if want is empty, and contains want otherwise.
+func wantError(t testing.TB, what string, err error, want string) {
+	t.Helper()
+	if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+		t.Errorf("%s = %v; want error %q", what, err, want)
+	}
+}
+
+// factored returns a key with two prime factors. It cannot sign if they are not primes.
+func factored(p, q *big.Int) *rsa.PrivateKey {
+	one, e := big.NewInt(1), big.NewInt(65537)
+	phi := new(big.Int).Mul(new(big.Int).Sub(p, one), new(big.Int).Sub(q, one))
+	k := &rsa.PrivateKey{
+		PublicKey: rsa.PublicKey{N: new(big.Int).Mul(p, q), E: 65537},
+		D:         new(big.Int).ModInverse(e, phi),
+		Primes:    []*big.Int{p, q},
+	}
+	k.Precompute()
+	return k
+}
+
+// pkcs8 returns the content of the file of a key.
+func pkcs8(private any) string {
+	der := must(x509.MarshalPKCS8PrivateKey(private))
+	return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+}
+
+// writeFile writes a file of a directory and returns its path.
+func writeFile(t testing.TB, dir keyDir, file, content string) string {
+	t.Helper()
+	ok(t, os.WriteFile(dir.path(file), []byte(content), 0o600))
+	return dir.path(file)
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// namesOf returns the names of keys.
+func namesOf(keys []key) (names []string) {
+	for _, k := range keys {
+		names = append(names, k.name())
+	}
+	return names
+}
+
+func TestKey(t *testing.T) {
+	t.Run("a kid is the thumbprint of RFC 7638", func(t *testing.T) {
+		n := must(base64.RawURLEncoding.DecodeString("0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCiFV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-kEgU8awapJzKnqDKgw"))
+		got := thumbprint(&rsa.PublicKey{N: new(big.Int).SetBytes(n), E: 65537})
+		equal(t, "thumbprint of section 3.1", got, "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs")
+	})
+	t.Run("n and e have no leading zero octet", func(t *testing.T) {
+		for _, test := range []struct {
+			name       string
+			bits, e    int
+			wantOctets int
+			wantE      string
+		}{
+			{name: "the top bit is set, so DER has a zero octet", bits: 2048, e: 65537, wantOctets: 256, wantE: "AQAB"},
+			{name: "n is shorter than 2048 bits", bits: 2040, e: 1<<31 - 1, wantOctets: 255, wantE: "f____w"},
+		} {
+			modulus := new(big.Int).SetBit(big.NewInt(1), test.bits-1, 1)
+			n, e := parameters(&rsa.PublicKey{N: modulus, E: test.e})
+			octets := must(base64.RawURLEncoding.Strict().DecodeString(n))
+			equal(t, test.name+": e", e, test.wantE)
+			equal(t, test.name+": n", new(big.Int).SetBytes(octets), modulus)
+			equal(t, test.name+": octets of n", len(octets), test.wantOctets)
+		}
+	})
+	t.Run("an expiry is rounded up to a whole second, as its name says", func(t *testing.T) {
+		for _, test := range []struct {
+			name          string
+			expires, want time.Time
+		}{
+			{name: "whole", expires: epoch, want: epoch},
+			{name: "a nanosecond more", expires: epoch.Add(1), want: epoch.Add(time.Second)},
+			{name: "a nanosecond less", expires: epoch.Add(-1), want: epoch},
+			{name: "elsewhere", expires: epoch.In(time.FixedZone("", 3600)), want: epoch},
+		} {
+			k := newKey(readyMade()[0], test.expires)
+			stored, _ := expiry(k.name())
+			equal(t, test.name+": expires, by key and by name", []time.Time{k.expires, stored}, []time.Time{test.want, test.want})
+		}
+	})
+	t.Run("names sort by expiry and then by kid", func(t *testing.T) {
+		greater, lesser := newKey(readyMade()[0], epoch), newKey(readyMade()[1], epoch)
+		later := newKey(readyMade()[1], epoch.AddDate(0, 9, 0))
+		names := namesOf([]key{lesser, greater, later})
+		equal(t, "names", names, slices.Sorted(slices.Values(names)))
+	})
+	t.Run("a JWK has six members and no other", func(t *testing.T) {
+		member := func(k key) string {
+			n := base64.RawURLEncoding.EncodeToString(k.private.N.Bytes())
+			return `{"kty":"RSA","use":"sig","alg":"RS256","kid":"` + k.kid + `","n":"` + n + `","e":"AQAB"}`
+		}
+		a, b := newKey(readyMade()[0], epoch), newKey(readyMade()[1], epoch)
+		equal(t, "jwkSet of two", string(jwkSet([]key{a, b}).body), `{"keys":[`+member(a)+`,`+member(b)+"]}\n")
+		equal(t, "jwkSet of none", string(jwkSet(nil).body), `{"keys":[]}`+"\n")
+	})
+}
+
+func TestKeyDirectory(t *testing.T) {
+	t.Run("create makes the directory and never its parent", func(t *testing.T) {
+		for _, test := range []struct {
+			name     string
+			prepare  func(path string) error
+			wantMode fs.FileMode
+			want     string
+		}{
+			{name: "new", prepare: func(string) error { return nil }, wantMode: 0o700},
+			{name: "mode is kept", prepare: func(p string) error { return errors.Join(os.Mkdir(p, 0o700), os.Chmod(p, 0o770)) }, wantMode: 0o770},
+			{name: "link", prepare: func(p string) error { return errors.Join(os.Mkdir(p+"2", 0o700), os.Symlink(p+"2", p)) }, wantMode: 0o700},
+			{name: "file in its place", prepare: func(p string) error { return os.WriteFile(p, nil, 0o600) }, want: "is not a directory; choose another with -keys"},
+			{name: "dangling link", prepare: func(p string) error { return os.Symlink("nowhere", p) }, want: "cannot use the keys directory"},
+			{name: "everybody may write", prepare: func(p string) error { return errors.Join(os.Mkdir(p, 0o700), os.Chmod(p, 0o703)) }, want: "chmod o-w it"},
+			{name: "no parent", prepare: func(p string) error { return os.Remove(filepath.Dir(p)) }, want: "mount or make its parent"},
+		} {
+			path := filepath.Join(t.TempDir(), "parent", "keys")
+			ok(t, os.Mkdir(filepath.Dir(path), 0o700), test.prepare(path))
+			wantError(t, test.name+": create", keyDir(path).create(), test.want)
+			if test.want == "" {
+				equal(t, test.name+": mode", must(os.Stat(path)).Mode(), fs.ModeDir|test.wantMode)
+			}
+			equal(t, test.name+": parent exists", exists(filepath.Dir(path)), test.name != "no parent")
+		}
+	})
+	t.Run("list returns our files, sweeps dead ones and leaves others alone", func(t *testing.T) {
+		dir := keyDir(t.TempDir())
+		const valid, expired, nearly, dead = "20260102T120001Z", "20260102T120000Z", "20260101T120001Z", "20260101T120000Z"
+		tests := []struct {
+			name                    string // of the file
+			age                     time.Duration
+			wantStored, wantRevoked string
+			wantGone                bool
+		}{
+			{name: valid + ".a.pem", wantStored: valid + ".a"},
+			{name: valid + ".a.revoked", wantRevoked: valid + ".a"},
+			{name: expired + ".b.pem", wantStored: expired + ".b"},
+			{name: nearly + ".c.pem", wantStored: nearly + ".c"},
+			{name: dead + ".d.pem", wantGone: true},
+			{name: valid + ".e.revoked", wantRevoked: valid + ".e"},
+			{name: valid + ".f.pem.revoked", wantRevoked: valid + ".f"},
+			{name: nearly + ".g.revoked", wantRevoked: nearly + ".g"},
+			{name: dead + ".h.revoked", wantGone: true},
+			{name: dead + ".i.pem.revoked", wantGone: true},
+			{name: "key.pem", wantStored: "key"}, // is misnamed, and has to be told of
+			{name: dead + ".j"}, {name: dead + ".k.txt"}, {name: dead + ".l.pem.bak"}, {name: "README"}, {name: ".gitignore"},
+			{name: "._" + dead + ".m.pem"}, {name: ".#" + dead + ".n.pem"}, {name: "." + dead + ".o.revoked"}, {name: "." + valid + ".p.pem"},
+			{name: ".jwks-server-1.tmp", age: time.Hour + time.Second, wantGone: true},
+			{name: ".jwks-server-2.tmp", age: time.Hour},
+			{name: ".other-3.tmp", age: 48 * time.Hour}, {name: "jwks-server-4.tmp", age: 48 * time.Hour},
+		}
+		var wantStored, wantRevoked []string
+		for _, test := range tests {
+			ok(t, os.Chtimes(writeFile(t, dir, test.name, ""), time.Time{}, epoch.Add(-test.age)))
+			wantStored, wantRevoked = append(wantStored, test.wantStored), append(wantRevoked, test.wantRevoked)
+		}
+		ok(t, os.MkdirAll(dir.path(dead+".q.pem/x"), 0o700)) // cannot be deleted
+		given := func(names []string) []string {
+			slices.Sort(names)
+			return slices.DeleteFunc(names, func(name string) bool { return name == "" })
+		}
+		stored, revoked, err := dir.list(epoch)
+		ok(t, err)
+		equal(t, "stored", stored, given(wantStored))
+		equal(t, "revoked", revoked, given(wantRevoked))
+		for _, test := range tests {
+			equal(t, test.name+" is gone", !exists(dir.path(test.name)), test.wantGone)
+		}
+	})
+	t.Run("a directory that is gone is an error that says what to do", func(t *testing.T) {
+		dir := keyDir(filepath.Join(t.TempDir(), "gone"))
+		_, _, err := dir.list(epoch)
+		wantError(t, "list", err, "cannot read the keys directory: open "+string(dir)+": no such file or directory; make it readable, or mount it again")
+		wantError(t, "write", dir.write(newKey(readyMade()[0], epoch)), string(dir)+" has to be mounted and writable, with room in it")
+		wantError(t, "sync", dir.sync(), "cannot sync the keys directory")
+	})
+	t.Run("a file system without sync for directories is taken as it is", func(t *testing.T) {
+		dirs := []keyDir{keyDir(t.TempDir())}
+		if runtime.GOOS == "linux" {
+			dirs = append(dirs, "/proc/self") // answers EINVAL
+		}
+		for _, dir := range dirs {
+			wantError(t, "sync "+string(dir), dir.sync(), "")
+		}
+	})
+	t.Run("the empty directory stores nothing", func(t *testing.T) {
+		t.Chdir(t.TempDir())
+		var dir keyDir
+		stored, revoked, err := dir.list(epoch)
+		ok(t, dir.create(), err, dir.write(newKey(readyMade()[0], epoch)), dir.sync())
+		equal(t, "listed, and made in the working directory", len(stored)+len(revoked)+len(must(os.ReadDir("."))), 0)
+	})
+}
+
+func TestKeyFile(t *testing.T) {
+	some, other := readyMade()[0], readyMade()[1]
+	k := newKey(some, epoch)
+	t.Run("a key file is PKCS 8 that only its owner may read", func(t *testing.T) {
+		dir := keyDir(t.TempDir())
+		ok(t, dir.write(k))
+		files := must(os.ReadDir(string(dir)))
+		equal(t, "files", []string{files[0].Name()}, []string{"20260102T120000Z." + k.kid + ".pem"})
+		equal(t, "mode", must(files[0].Info()).Mode(), fs.FileMode(0o600))
+		equal(t, "content", string(must(os.ReadFile(dir.path(files[0].Name())))), pkcs8(some))
+		got, err := dir.load(k.name())
+		ok(t, err)
+		equal(t, "load, kid and expires", got.name(), k.name())
+		equal(t, "load, the same key", got.private.Equal(some), true)
+	})
+	t.Run("a key file is never written in place, so that a crash leaves no half of it", func(t *testing.T) {
+		dir := keyDir(t.TempDir())
+		path := writeFile(t, dir, k.name()+".pem", "half")
+		ok(t, os.Link(path, dir.path("same")), dir.write(k))
+		equal(t, "the file that was there", string(must(os.ReadFile(dir.path("same")))), "half")
+		equal(t, "the file that is there", string(must(os.ReadFile(path))), pkcs8(some))
+	})
+	t.Run("a write that fails leaves nothing", func(t *testing.T) {
+		dir := keyDir(t.TempDir())
+		ok(t, os.Mkdir(dir.path(k.name()+".pem"), 0o700))
+		wantError(t, "write", dir.write(k), "cannot store a key")
+		equal(t, "files", len(must(os.ReadDir(string(dir)))), 1)
+	})
+	t.Run("a faulty file is an error that says what is wrong", func(t *testing.T) {
+		whole := pkcs8(some)
+		mersenne := func(n uint) *big.Int { return new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), n), big.NewInt(1)) }
+		large := factored(mersenne(2203), mersenne(2281)) // which are primes
+		cannotSign := factored(some.Primes[0], new(big.Int).Mul(mersenne(521), mersenne(607)))
+		weak := must(rsa.GenerateKey(rand.Reader, 1024))
+		name := func(private *rsa.PrivateKey) string { return newKey(private, epoch).name() }
+		pkcs1 := pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(some)})
+		for _, test := range []struct {
+			name     string
+			file     string // k.name() if empty
+			content  string
+			prepare  func(path string) error // in place of content
+			want     string
+			wantGone bool
+		}{
+			{name: "whole", content: whole},
+			{name: "blank lines at the end", content: whole + "\n \n"},
+			{name: "empty", want: "is damaged"},
+			{name: "truncated", content: whole[:900], want: "is damaged"},
+			{name: "damaged base64", content: strings.Replace(whole, "A", "!", 1), want: "is damaged"},
+			{name: "damaged key", content: strings.Replace(whole, "M", "N", 1), want: "is damaged"},
+			{name: "text before", content: "key:\n" + whole, want: "one PEM block, PRIVATE KEY, and nothing else"},
+			{name: "text after", content: whole + "x", want: "nothing else"},
+			{name: "two blocks", content: whole + pkcs8(other), want: "nothing else"},
+			{name: "PKCS #1", content: string(pkcs1), want: "one PEM block, PRIVATE KEY"},
+			{name: "64 KiB", content: whole + strings.Repeat(" ", maxKeyFile-len(whole))},
+			{name: "larger", content: whole + strings.Repeat(" ", maxKeyFile-len(whole)+1), want: "is not a regular file of a few KiB"},
+			{name: "elliptic", content: pkcs8(must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))), want: "does not hold an RSA key"},
+			{name: "weak", file: name(weak), content: pkcs8(weak), want: "does not hold an RSA key of 2048 to 4096 bits"},
+			{name: "large", file: name(large), content: pkcs8(large), want: "does not hold an RSA key of 2048 to 4096 bits"},
+			{name: "cannot sign", file: name(cannotSign), content: pkcs8(cannotSign), want: "holds a key that cannot sign"},
+			{name: "another key", content: pkcs8(other), want: "is misnamed: it has to be YYYYMMDDThhmmssZ." + thumbprint(&other.PublicKey) + ".pem"},
+			{name: "no expiry", file: "key", content: whole, want: "is misnamed"},
+			{name: "no kid", file: "20260102T120000Z", content: whole, want: "is misnamed"},
+			{name: "not a time", file: "20260132T120000Z." + k.kid, content: whole, want: "is misnamed"},
+			{name: "more in the name", file: k.name() + ".2", content: whole, want: "is misnamed"},
+			{name: "another kid", file: "20260102T120000Z.abc", content: whole, want: "is misnamed"},
+			{name: "directory", prepare: func(p string) error { return os.Mkdir(p, 0o700) }, want: "is not a regular file"},
+			{name: "device", prepare: func(p string) error { return os.Symlink(os.DevNull, p) }, want: "is not a regular file"},
+			{name: "link", prepare: func(p string) error {
+				return errors.Join(os.WriteFile(p+"2", []byte(whole), 0o600), os.Symlink(p+"2", p))
+			}},
+			{name: "link to itself", prepare: func(p string) error { return os.Symlink(p, p) }, want: "cannot be read"},
+			{name: "dangling link", prepare: func(p string) error { return os.Symlink("nowhere", p) }, want: "cannot be read", wantGone: true},
+			{name: "gone", prepare: func(string) error { return nil }, want: "cannot be read", wantGone: true},
+		} {
+			dir, file := keyDir(t.TempDir()), test.file
+			if file == "" {
+				file = k.name()
+			}
+			if test.prepare == nil {
+				writeFile(t, dir, file+".pem", test.content)
+			} else {
+				ok(t, test.prepare(dir.path(file+".pem")))
+			}
+			got, err := dir.load(file)
+			wantError(t, test.name+": load", err, test.want)
+			equal(t, test.name+": load says fs.ErrNotExist", errors.Is(err, fs.ErrNotExist), test.wantGone)
+			equal(t, test.name+": load returns a key", got.private != nil, test.want == "")
+		}
+	})
+	t.Run("a file is exposed if other users may read it", func(t *testing.T) {
+		dir := keyDir(t.TempDir())
+		path := writeFile(t, dir, "k.pem", "")
+		for mode, want := range map[fs.FileMode]bool{0o600: false, 0o400: false, 0o620: false, 0o640: true, 0o604: true} {
+			ok(t, os.Chmod(path, mode))
+			equal(t, fmt.Sprintf("exposed(mode %v)", mode), dir.exposed("k"), want)
+		}
+		equal(t, "exposed(gone)", dir.exposed("gone"), false)
+	})
+}
+
+func TestCompare(t *testing.T) {
+	dead, a, b := keyAt("dead", epoch), keyAt("a", epoch.Add(time.Second)), keyAt("b", epoch.Add(time.Hour))
+	longer, again := keyAt("a", b.expires), keyAt("dead", b.expires)
+	for _, test := range []struct {
+		name                  string
+		keys, stored, revoked []key
+		want                  comparison
+	}{
+		{name: "nothing"},
+		{name: "all is there", keys: []key{a, b}, stored: []key{a, b}, want: comparison{kept: []key{a, b}}},
+		{name: "a file that is missing costs no key", keys: []key{a, b}, stored: []key{b}, want: comparison{kept: []key{a, b}, missing: []key{a}}},
+		{name: "an empty directory costs no key", keys: []key{a, b}, want: comparison{kept: []key{a, b}, missing: []key{a, b}}},
+		{name: "an expired key goes", keys: []key{dead, a}, stored: []key{dead, a}, want: comparison{kept: []key{a}, expired: []key{dead}}},
+		{name: "an expired key is not stored again", keys: []key{dead, a}, stored: []key{a}, want: comparison{kept: []key{a}, expired: []key{dead}}},
+		{name: "a revoked key goes, even if its file is there", keys: []key{a, b}, stored: []key{a, b}, revoked: []key{a}, want: comparison{kept: []key{b}, revoked: []key{a}}},
+		{name: "a revoked key is not stored again", keys: []key{a, b}, revoked: []key{a, b}, want: comparison{revoked: []key{a, b}}},
+		{name: "a new file is loaded", keys: []key{a}, stored: []key{a, b}, want: comparison{kept: []key{a}, unknown: namesOf([]key{b})}},
+		{name: "a revoked file is not loaded", stored: []key{a, b}, revoked: []key{b}, want: comparison{unknown: namesOf([]key{a})}},
+		{name: "an expired file is not loaded", stored: []key{dead, a}, want: comparison{unknown: namesOf([]key{a})}},
+		{name: "a key in hand has one expiry for ever", keys: []key{a}, stored: []key{longer}, want: comparison{kept: []key{a}, missing: []key{a}, double: namesOf([]key{longer})}},
+		{name: "a new key has the first expiry that is stored", stored: []key{a, longer}, want: comparison{unknown: namesOf([]key{a}), double: namesOf([]key{longer})}},
+		{name: "a key that has expired has no second life", stored: []key{dead, again}, want: comparison{double: namesOf([]key{again})}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			revoked := map[string]bool{}
+			for _, name := range namesOf(test.revoked) {
+				revoked[name] = true
+			}
+			equal(t, "compare", compare(test.keys, namesOf(test.stored), revoked, epoch), test.want)
+		})
+	}
+	t.Run("a misnamed file is loaded, so that it is told of", func(t *testing.T) {
+		equal(t, "compare", compare(nil, []string{"key", "old"}, nil, epoch), comparison{unknown: []string{"key", "old"}})
+	})
+}
+
+func TestFaultyFiles(t *testing.T) {
+	some, other := newKey(readyMade()[0], epoch), newKey(readyMade()[1], epoch)
+	t.Run("a faulty file is not read again until somebody changes it", func(t *testing.T) {
+		whole := pkcs8(some.private)
+		for _, test := range []struct {
+			name     string
+			change   func(path string) error
+			wantRead bool
+		}{
+			{name: "content alone", change: func(string) error { return nil }},
+			{name: "time", change: func(path string) error { return os.Chtimes(path, time.Time{}, epoch.Add(time.Second)) }, wantRead: true},
+			{name: "mode", change: func(path string) error { return os.Chmod(path, 0o400) }, wantRead: true},
+			{name: "size", change: func(path string) error {
+				return errors.Join(os.WriteFile(path, []byte(whole+"\n"), 0o600), os.Chtimes(path, time.Time{}, epoch))
+			}, wantRead: true},
+		} {
+			dir, c := keyDir(t.TempDir()), comparison{unknown: []string{some.name()}}
+			path := writeFile(t, dir, some.name()+".pem", strings.Repeat("x", len(whole)))
+			ok(t, os.Chtimes(path, time.Time{}, epoch))
+			_, faulty := dir.loadAll(c, nil)
+			writeFile(t, dir, some.name()+".pem", whole)
+			ok(t, os.Chtimes(path, time.Time{}, epoch), test.change(path))
+			found, bad := dir.loadAll(c, faulty)
+			equal(t, test.name+": keys found", len(found) == 1, test.wantRead)
+			equal(t, test.name+": files still faulty", len(bad) == 0, test.wantRead)
+		}
+	})
+	t.Run("one faulty file does not hide another key", func(t *testing.T) {
+		dir := keyDir(t.TempDir())
+		writeFile(t, dir, some.name()+".pem", "")
+		ok(t, dir.write(other))
+		found, bad := dir.loadAll(comparison{unknown: []string{some.name(), "20260102T120000Z.gone", other.name()}}, nil)
+		equal(t, "found", namesOf(found), []string{other.name()})
+		equal(t, "faulty, first", bad[0].name, some.name())
+		equal(t, "number of faulty", len(bad), 1)
+	})
+	t.Run("a second expiry of a key is told of", func(t *testing.T) {
+		_, bad := keyDir("d").loadAll(comparison{double: []string{"a"}}, nil)
+		wantError(t, "describe", keyDir("d").describe(bad), "key file d/a.pem holds the key of another file; repair it or move it elsewhere")
+	})
+	t.Run("an error names the first three faulty files and counts the rest", func(t *testing.T) {
+		for files, want := range map[string]string{
+			"":      "",
+			"a":     "key file d/a.pem is bad; repair it or move it elsewhere",
+			"abc":   "key file d/a.pem is bad; key file d/b.pem is bad; key file d/c.pem is bad; repair it or move it elsewhere",
+			"abcde": "key file d/a.pem is bad; key file d/b.pem is bad; key file d/c.pem is bad; and 2 more; repair it or move it elsewhere",
+		} {
+			var faulty []faultyFile
+			for _, name := range strings.Split(files, "") {
+				faulty = append(faulty, faultyFile{name: name, err: errors.New("is bad")})
+			}
+			wantError(t, "describe("+files+")", keyDir("d").describe(faulty), want)
+		}
+	})
+}
+
+func FuzzKeyFile(f *testing.F) {
+	k := newKey(readyMade()[0], epoch)
+	file := pkcs8(k.private)
+	f.Add(k.name(), file)
+	f.Add("20260101T000000Z."+k.kid, file)
+	f.Add("20260101T000000.5Z."+k.kid, file+file)
+	f.Add("", file[:len(file)/2])
+	f.Fuzz(func(t *testing.T, name, content string) {
+		k, err := parseKey(name, []byte(content))
+		if err != nil != (k.private == nil) {
+			t.Fatalf("parseKey(%q) = key %s and %v; want one of them", name, k.kid, err)
+		}
+		if err == nil && (k.name() != name || k.private.N.BitLen() < minBits || k.kid != thumbprint(&k.private.PublicKey)) {
+			t.Errorf("parseKey(%q) = %s of %d bits; want the key of this name", name, k.name(), k.private.N.BitLen())
+		}
+	})
+}
