@@ -22,7 +22,7 @@ fuzz:
 		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) . || exit 1; \
 	done
 
-interop: interop/node/node_modules
+interop: interop/node/node_modules interop/oauth/node_modules
 	cd interop && go vet ./... && go test -count=1 ./... # the cache does not know of the server
 	sed -n '/^<!-- seen/,/^<!-- end/p' interop/README.md
 
