@@ -1,5 +1,5 @@
 # Short names for what .ci/run and people type.
-.PHONY: run test race lint fuzz interop bench
+.PHONY: run test race lint fuzz interop bench image hosts
 
 run:
 	go run .
@@ -32,3 +32,17 @@ interop/%/node_modules: interop/%/package-lock.json
 
 bench:
 	go test -run '^$$' -bench . .
+
+# DOCKER may be podman, or buildah.
+DOCKER ?= docker
+IMAGE ?= jwks-server
+image:
+	rm -rf deploy/image
+	mkdir -p deploy/image/keys
+	chmod 700 deploy/image/keys
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o deploy/image/jwks-server .
+	$(DOCKER) build -t $(IMAGE) -f deploy/Dockerfile deploy/image
+
+# Two servers on two hosts with one file system, made of network namespaces; for root.
+hosts:
+	.ci/hosts

@@ -1,0 +1,170 @@
+package interop
+
+import (
+	"bytes"
+	"errors"
+	"net/http"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/compose-spec/compose-go/v2/loader"
+	"github.com/compose-spec/compose-go/v2/types"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	security "k8s.io/pod-security-admission/api"
+	"k8s.io/pod-security-admission/policy"
+	"sigs.k8s.io/yaml"
+)
+
+// manifests are the documents of deploy/kubernetes.yaml.
+type manifests struct {
+	claim   corev1.PersistentVolumeClaim
+	service corev1.Service
+	set     appsv1.StatefulSet
+	budget  policyv1.PodDisruptionBudget
+}
+
+func readManifests(t *testing.T) (m manifests) {
+	t.Helper()
+	kinds := map[string]any{
+		"PersistentVolumeClaim v1": &m.claim, "Service v1": &m.service,
+		"StatefulSet apps/v1": &m.set, "PodDisruptionBudget policy/v1": &m.budget,
+	}
+	for document := range bytes.SplitSeq(readDeploy(t, "kubernetes.yaml"), []byte("\n---\n")) {
+		var kind struct{ APIVersion, Kind string }
+		if err := yaml.Unmarshal(document, &kind); err != nil {
+			t.Fatal(err)
+		}
+		name := kind.Kind + " " + kind.APIVersion
+		if kinds[name] == nil {
+			t.Fatalf("kubernetes.yaml has %q; want one each of PersistentVolumeClaim, Service, StatefulSet and PodDisruptionBudget", name)
+		}
+		if err := yaml.UnmarshalStrict(document, kinds[name]); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		delete(kinds, name)
+	}
+	if len(kinds) > 0 {
+		t.Fatalf("kubernetes.yaml lacks %v", kinds)
+	}
+	return m
+}
+
+func readDeploy(t *testing.T, name string) []byte {
+	t.Helper()
+	content, err := os.ReadFile("../deploy/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return content
+}
+
+// acceptFlags fails the test if the server does not accept flags. It refuses them with exit
+// status 2, and a health check of a port where nobody listens ends with 1.
+func acceptFlags(t *testing.T, flags []string) {
+	t.Helper()
+	output, err := exec.Command(binary, append(flags, "-healthcheck", "-addr", "127.0.0.1:1")...).CombinedOutput()
+	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != 1 {
+		t.Errorf("jwks-server %q: %v, %s; want its flags to be accepted", flags, err, output)
+	}
+}
+
+func TestKubernetes(t *testing.T) {
+	t.Parallel()
+	m := readManifests(t)
+	pod := m.set.Spec.Template
+	container := pod.Spec.Containers[0]
+
+	t.Run("the pod passes the restricted Pod Security Standard", func(t *testing.T) {
+		evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		restricted := security.LevelVersion{Level: security.LevelRestricted, Version: security.LatestVersion()}
+		got := policy.AggregateCheckResults(evaluator.EvaluatePod(restricted, &pod.ObjectMeta, &pod.Spec))
+		if !got.Allowed {
+			t.Error(got.ForbiddenDetail())
+		}
+		if c := container.SecurityContext; c == nil || c.ReadOnlyRootFilesystem == nil || !*c.ReadOnlyRootFilesystem {
+			t.Error("the root file system can be written; want it to be read-only")
+		}
+	})
+	t.Run("the server accepts the flags", func(t *testing.T) { acceptFlags(t, container.Args) })
+	t.Run("the user is that of the image", func(t *testing.T) {
+		user := regexp.MustCompile(`(?m)^USER (\d+):`).FindStringSubmatch(string(readDeploy(t, "Dockerfile")))
+		if got := pod.Spec.SecurityContext.RunAsUser; user == nil || got == nil || *got != 65532 || user[1] != "65532" {
+			t.Errorf("runAsUser = %v and the image has %v; want 65532 in both", got, user)
+		}
+	})
+	t.Run("the probes ask what the server answers", func(t *testing.T) {
+		s := start(t)
+		for name, probe := range map[string]*corev1.Probe{"liveness": container.LivenessProbe, "readiness": container.ReadinessProbe} {
+			response, err := http.Get(s.issuer + probe.HTTPGet.Path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			response.Body.Close()
+			if response.StatusCode != http.StatusOK {
+				t.Errorf("%s: GET %s = %s; want 200", name, probe.HTTPGet.Path, response.Status)
+			}
+		}
+	})
+	t.Run("names agree with what they name", func(t *testing.T) {
+		port := container.Ports[0].Name
+		claim := pod.Spec.Volumes[0].PersistentVolumeClaim
+		for _, tt := range []struct{ name, got, want string }{
+			{"serviceName", m.set.Spec.ServiceName, m.service.Name},
+			{"the service's target port", m.service.Spec.Ports[0].TargetPort.StrVal, port},
+			{"the liveness probe's port", container.LivenessProbe.HTTPGet.Port.StrVal, port},
+			{"the readiness probe's port", container.ReadinessProbe.HTTPGet.Port.StrVal, port},
+			{"the claim of the volume", claim.ClaimName, m.claim.Name},
+			{"the service's selector", m.service.Spec.Selector["app"], pod.Labels["app"]},
+			{"the set's selector", m.set.Spec.Selector.MatchLabels["app"], pod.Labels["app"]},
+			{"the budget's selector", m.budget.Spec.Selector.MatchLabels["app"], pod.Labels["app"]},
+		} {
+			if tt.got != tt.want || tt.want == "" {
+				t.Errorf("%s = %q; want %q", tt.name, tt.got, tt.want)
+			}
+		}
+		for i, mount := range container.VolumeMounts {
+			if volume := pod.Spec.Volumes[i].Name; mount.Name != volume {
+				t.Errorf("mount %d is of %q; want %q", i, mount.Name, volume)
+			}
+		}
+	})
+	t.Run("keys are below the mount point, so that a missing mount stops the start", func(t *testing.T) {
+		if want := "-keys=" + container.VolumeMounts[0].MountPath + "/"; !strings.Contains(strings.Join(container.Args, " "), want) {
+			t.Errorf("args = %q; want %s... among them", container.Args, want)
+		}
+	})
+}
+
+func TestCompose(t *testing.T) {
+	t.Parallel()
+	file := types.ConfigFile{Filename: "compose.yaml", Content: readDeploy(t, "compose.yaml")}
+	project, err := loader.LoadWithContext(t.Context(), types.ConfigDetails{WorkingDir: t.TempDir(), ConfigFiles: []types.ConfigFile{file}},
+		func(o *loader.Options) { o.SetProjectName("deploy", true) }) // checks it against the schema, too
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Run("the service under test waits until the server is healthy", func(t *testing.T) {
+		if got := project.Services["my-service"].DependsOn["jwks"].Condition; got != types.ServiceConditionHealthy {
+			t.Errorf("condition = %q; want %q", got, types.ServiceConditionHealthy)
+		}
+	})
+	t.Run("the server accepts the flags", func(t *testing.T) { acceptFlags(t, project.Services["jwks"].Command) })
+}
+
+func TestSystemdUnit(t *testing.T) {
+	t.Parallel()
+	unit := strings.ReplaceAll(string(readDeploy(t, "jwks-server.service")), "\\\n", "")
+	line := regexp.MustCompile(`(?m)^ExecStart=\S+ (.*)$`).FindStringSubmatch(unit)
+	if line == nil {
+		t.Fatal("the unit has no ExecStart")
+	}
+	acceptFlags(t, strings.Fields(line[1]))
+}
