@@ -43,6 +43,7 @@ type order struct {
 	fault    fault         // may be empty
 }
 
+// parseOrder reads a query. At most one of its parameters asks for a kind of token.
 func (s *server) parseOrder(query string) (order, error) {
 	values, err := url.ParseQuery(query)
 	if err != nil {
@@ -234,7 +235,7 @@ func (s *server) sign(t turn, claims jwt.MapClaims, expires int64, o order) (str
 			d.signer, d.header["kid"] = d.other.private, d.other.kid
 		}
 		if _, ok := claims[f.without]; f.without != "" && !ok {
-			return "", badRequest("the token has no %s to leave out: ask for one in the body, or start the server with one", f.without)
+			return "", badRequest("the token has no %s to leave out: ask for it in the body; for aud, -audience will do as well", f.without)
 		}
 		delete(claims, f.without)
 		if f.apply != nil {
@@ -301,7 +302,7 @@ func newOtherKey(bits int) (otherKey, error) {
 		return otherKey{}, err
 	}
 	k := newKey(private, template.NotAfter)
-	return otherKey{key: k, certificate: base64.StdEncoding.EncodeToString(certificate), set: newDocument(map[string]any{"keys": []jwk{k.jwk()}})}, nil
+	return otherKey{key: k, certificate: base64.StdEncoding.EncodeToString(certificate), set: jwkSet([]key{k})}, nil
 }
 
 // otherJWKS answers with the JWK Set that jku points at. It takes a turn, because the key
