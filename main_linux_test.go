@@ -58,12 +58,12 @@ func TestDirectoryTrouble(t *testing.T) {
 		name        string
 		room        int64       // bytes that a file may have; negative if any
 		mode        os.FileMode // of the directory
-		away, fresh bool        // the directory is renamed; an empty one takes its place
+		away, fresh bool        // the directory is renamed; or an empty one takes its place
 		want        string      // in the log
 	}{
 		{"a full disk", 0, 0o700, false, false, "cannot store a key"},
 		{"a disk with room for half a key", 800, 0o700, false, false, "cannot store a key"},
-		{"an empty disk without room", 0, 0o700, true, true, "cannot store a key"},
+		{"an empty disk without room", 0, 0o700, false, true, "cannot store a key"},
 		{"a directory that cannot be written", -1, 0o500, false, false, "cannot store a key"},
 		{"a directory that cannot be read", -1, 0, false, false, "cannot read the keys directory"},
 		{"a directory that is gone", -1, 0o700, true, false, "cannot read the keys directory"},
@@ -75,17 +75,20 @@ func TestDirectoryTrouble(t *testing.T) {
 			if test.room >= 0 {
 				cmd.SysProcAttr = nil // because only the same user may set limits
 			}
-			p := launch(t, cmd).serving(t)
 			keys := dir
-			if test.away {
+			if test.fresh { // a link, which can be turned to another directory in one step
 				keys = dir + ".away"
-				ok(t, os.Rename(dir, keys))
+				ok(t, os.Rename(dir, keys), os.Symlink(keys, dir), os.Mkdir(dir+".fresh", 0o700), os.Symlink(dir+".fresh", dir+".link"))
 			}
-			if test.fresh {
-				ok(t, os.Mkdir(dir, 0o700))
-			}
+			p := launch(t, cmd).serving(t)
 			if test.room >= 0 {
 				limitFiles(t, p, test.room)
+			}
+			if test.fresh {
+				ok(t, os.Rename(dir+".link", dir))
+			} else if test.away {
+				keys = dir + ".away"
+				ok(t, os.Rename(dir, keys))
 			}
 			ok(t, os.Chmod(keys, test.mode))
 			files := func() []string {
@@ -135,7 +138,7 @@ func TestDirectoryTrouble(t *testing.T) {
 				limitFiles(t, p, -1)
 			}
 			ok(t, os.Chmod(keys, 0o700))
-			if test.away && !test.fresh {
+			if test.away {
 				ok(t, os.Rename(keys, dir))
 			}
 			eventually(t, "tokens are issued again", func() bool { return signs() != "" })
