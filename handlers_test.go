@@ -561,6 +561,14 @@ func TestBody(t *testing.T) {
 	})
 }
 
+func TestAStringIsSignedAsItIs(t *testing.T) {
+	s := newServerWithKey(t)
+	payload, err := base64.RawURLEncoding.DecodeString(strings.Split(s.token(t, "", `{"sub":"<&>"}`), ".")[1])
+	if err != nil || !strings.Contains(string(payload), `"sub":"<&>"`) {
+		t.Errorf("payload = %s, %v; want <&> in it, because escapes would make it six times as long", payload, err)
+	}
+}
+
 // members returns an object with so many members.
 func members(n int) string {
 	var list []string
@@ -709,6 +717,11 @@ func TestErrors(t *testing.T) {
 		s.route("GET", false, func(http.ResponseWriter, *http.Request) error { return err }).ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
 		return response{status: w.Code, header: w.Header(), body: w.Body.String()}
 	}
+	t.Run("a quotation mark becomes an apostrophe", func(t *testing.T) {
+		if w := written(badRequest("not %q", "a")); !strings.Contains(w.body, `"not 'a'"`) {
+			t.Errorf("error = %s; want not 'a'", w.body)
+		}
+	})
 	t.Run("any other character is replaced", func(t *testing.T) {
 		for r := range rune(0x180) {
 			written(badRequest("%c and %s", r, []byte{byte(r)})).checkError(t, fmt.Sprintf("%q", r), 400, "invalid_request")
