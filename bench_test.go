@@ -23,7 +23,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -174,9 +173,9 @@ func BenchmarkRates(b *testing.B) {
 		bareSets = append(bareSets, bare.load(b, jwks, 200, 16, round/2))
 		cost, n := p.cost(b, auth("", ""), 200, round)
 		tokens, cpu = append(tokens, n), append(cpu, cost)
-		before := ownCPU()
+		before := cpuTime(b, os.Getpid())
 		n = rate(slices.Repeat([]func(){rawSignature}, runtime.NumCPU()), round)
-		raw, rawCPU = append(raw, n), append(rawCPU, (ownCPU()-before)/(n*round.Seconds()))
+		raw, rawCPU = append(raw, n), append(rawCPU, (cpuTime(b, os.Getpid())-before)/(n*round.Seconds()))
 	}
 	fmt.Println()
 	line("JWK Sets", sets.median(), "/s")
@@ -355,25 +354,20 @@ func (p *process) readInFlood(b *testing.B, request string, status int, took *sa
 
 // cost is the CPU time in milliseconds that the server takes for each answer, and the rate of them.
 func (p *process) cost(b *testing.B, request string, status int, d time.Duration) (cost, rate float64) {
-	before := p.cpu(b)
+	before := cpuTime(b, p.cmd.Process.Pid)
 	rate = p.load(b, request, status, 16, d)
-	return (p.cpu(b) - before) / (rate * d.Seconds()), rate
+	return (cpuTime(b, p.cmd.Process.Pid) - before) / (rate * d.Seconds()), rate
 }
 
-func (p *process) cpu(b *testing.B) float64 {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+// cpuTime is the CPU time in milliseconds that a process has taken.
+func cpuTime(b *testing.B, pid int) float64 {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	ok(b, err)
 	_, after, _ := strings.Cut(string(stat), ") ")
 	var user, system float64
 	_, err = fmt.Sscan(strings.Join(strings.Fields(after)[11:13], " "), &user, &system)
 	ok(b, err)
 	return (user + system) * 10 // Linux counts hundredths of a second
-}
-
-func ownCPU() float64 {
-	var u syscall.Rusage
-	syscall.Getrusage(syscall.RUSAGE_SELF, &u)
-	return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e6
 }
 
 // A connection is an HTTP/1.1 client that costs little itself.
