@@ -373,6 +373,9 @@ func (s *server) writeError(w http.ResponseWriter, err error) {
 	writeJSON(w, e.status, map[string]string{"error": e.code, "error_description": description})
 }
 
+// oneLine returns the text of err in one line, however many errors it joins.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+
 // disallowed are the characters that RFC 6749 section 5.2 keeps out of a description.
 var disallowed = regexp.MustCompile(`[^ !#-\[\]-~]`)
 

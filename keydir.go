@@ -293,14 +293,15 @@ type comparison struct {
 }
 
 // compare compares the keys in hand with the names of those that are stored and of those
-// that are revoked. A key whose file is missing is kept: a disk may be lost, a mount
-// point empty, a listing partial. A key is unknown only once, and only until it expires.
+// that are revoked. It keeps a key whose file is missing, because a disk may be lost, a
+// mount point empty, a listing partial. A key keeps the first expiry that was seen of it,
+// so another file with the same kid is double, even once the first has expired.
 func compare(keys []key, stored []string, revoked map[string]bool, now time.Time) (c comparison) {
-	files, names := map[string]bool{}, map[string]string{} // the latter by kid
+	files, held := map[string]bool{}, map[string]bool{}
+	names := map[string]string{} // the first of each kid
 	for _, name := range stored {
 		files[name] = true
 	}
-	held := map[string]bool{}
 	for _, k := range keys {
 		held[k.name()], names[k.kid] = true, k.name()
 		switch {

@@ -411,9 +411,9 @@ func (s *keystore) restore() (failed error) {
 	return failed
 }
 
-// store makes k durable. It uses up the spare key even if the directory cannot be synced,
-// because no key ever has another expiry, and if its name cannot be had, because another
-// name may. The caller holds making.
+// store makes k durable. The spare key is used up by its file, even if that cannot be synced,
+// because no key ever has another expiry. It is used up, too, if its name cannot be stored,
+// because the name of another key may. The caller holds making.
 func (s *keystore) store(k key) error {
 	err := s.dir.write(k)
 	if k.private == s.spare && (err == nil || errors.As(err, new(*os.LinkError))) {

@@ -397,6 +397,3 @@ func (c config) checkHealth() error {
 	}
 	return nil
 }
-
-// oneLine returns the text of err in one line, however many errors it joins.
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

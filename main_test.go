@@ -7,6 +7,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"go/types"
 	"io"
 	"log/slog"
 	"math/rand/v2"
@@ -906,4 +910,33 @@ func TestHealthcheck(t *testing.T) {
 			})
 		}
 	})
+}
+
+// TestLayout shows that each source file can be read without those that come later.
+func TestLayout(t *testing.T) {
+	layers := map[string]int{"keydir.go": 0, "keystore.go": 1, "clients.go": 2, "faults.go": 2, "handlers.go": 2, "main.go": 3}
+	positions := token.NewFileSet()
+	var files []*ast.File
+	for name := range layers {
+		file, err := parser.ParseFile(positions, name, nil, 0)
+		ok(t, err)
+		files = append(files, file)
+	}
+	info := types.Info{Uses: map[*ast.Ident]types.Object{}}
+	check := types.Config{Error: func(error) {}} // other packages do not matter
+	check.Check("main", positions, files, &info)
+	seen := 0
+	for use, object := range info.Uses {
+		defined, used := positions.Position(object.Pos()).Filename, positions.Position(use.Pos()).Filename
+		if _, ours := layers[defined]; !ours || defined == used {
+			continue
+		}
+		seen++
+		if layers[defined] > layers[used] {
+			t.Errorf("%s uses %s, which is defined in %s, above it", positions.Position(use.Pos()), use.Name, defined)
+		}
+	}
+	if seen < 100 {
+		t.Errorf("only %d uses across files were seen", seen)
+	}
 }
