@@ -41,6 +41,7 @@ image:
 	mkdir -p deploy/image/keys
 	chmod 700 deploy/image/keys
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o deploy/image/jwks-server .
+	chmod 755 deploy/image/jwks-server
 	$(DOCKER) build -t $(IMAGE) -f deploy/Dockerfile deploy/image
 
 # Two servers on two hosts with one file system, made of network namespaces; for root.
