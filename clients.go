@@ -10,18 +10,10 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"net/url"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
-	"sync"
-	"time"
-	"unicode/utf16"
-	"unicode/utf8"
 )
-
-const maxNesting = 32 // of arrays and objects in JSON
 
 // A client may have tokens.
 type client struct {
@@ -63,30 +55,6 @@ func parseClients(content []byte) (map[string]client, error) {
 		}
 	}
 	return clients, nil
-}
-
-// checkMembers refuses a member that is twice in one object of the JSON value in d, which
-// is known to be valid.
-func checkMembers(d *json.Decoder) error {
-	token, _ := d.Token()
-	opening, nested := token.(json.Delim)
-	if !nested {
-		return nil
-	}
-	for names := map[any]bool{}; d.More(); {
-		if opening == '{' {
-			name, _ := d.Token()
-			if names[name] {
-				return fmt.Errorf("duplicate member %s", name)
-			}
-			names[name] = true
-		}
-		if err := checkMembers(d); err != nil {
-			return err
-		}
-	}
-	d.Token() // its end
-	return nil
 }
 
 func newClient(id string, entry json.RawMessage) (client, error) {
@@ -163,94 +131,6 @@ func parseDigests(raw json.RawMessage) ([][sha256.Size]byte, error) {
 	return digests, nil
 }
 
-// text reads a JSON string. Its error is the end of a sentence.
-func text(raw json.RawMessage) (string, error) {
-	var s *string
-	if err := json.Unmarshal(raw, &s); err != nil || s == nil {
-		return "", errors.New("has to be a string")
-	}
-	return *s, nil
-}
-
-// texts reads a JSON string, or an array of strings.
-func texts(raw json.RawMessage) ([]string, error) {
-	if one, err := text(raw); err == nil {
-		return []string{one}, nil
-	}
-	var list []*string
-	if err := json.Unmarshal(raw, &list); err != nil || list == nil || slices.Contains(list, nil) {
-		return nil, errors.New("has to be a string or an array of strings")
-	}
-	values := make([]string, len(list))
-	for i, s := range list {
-		values[i] = *s
-	}
-	return values, nil
-}
-
-// A credential is what a client says of itself.
-type credential struct{ id, secret string }
-
-// credentials returns what the sender of r says of itself (RFC 6749 section 2.3.1). A
-// Basic one is returned both form-decoded, as the RFC wants it, and as sent, because curl,
-// requests and axios do not encode.
-func credentials(r *http.Request, request tokenRequest) ([]credential, error) {
-	inBody := credential{id: request.id, secret: request.secret}
-	if r.Header.Get("Authorization") == "" {
-		return []credential{inBody}, nil
-	}
-	var list []credential
-	scheme, encoded, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	basic := &http.Request{Header: http.Header{"Authorization": {scheme + " " + strings.TrimLeft(encoded, " ")}}}
-	if id, secret, ok := basic.BasicAuth(); ok {
-		list = []credential{{id: id, secret: secret}}
-		decodedID, err1 := url.QueryUnescape(id)
-		decodedSecret, err2 := url.QueryUnescape(secret)
-		if decoded := (credential{id: decodedID, secret: decodedSecret}); err1 == nil && err2 == nil && decoded != list[0] {
-			list = []credential{decoded, list[0]}
-		}
-	}
-	if inBody.id != "" {
-		list = slices.DeleteFunc(list, func(c credential) bool { return c.id != inBody.id })
-	}
-	if inBody.secret != "" || inBody.id != "" && len(list) == 0 {
-		return nil, badRequest("a client has to authenticate once, in the Authorization header or in the body")
-	}
-	return list, nil
-}
-
-// authorize returns the claims that the sender of r gets: on an open server those that it
-// asks for, otherwise those registered for the client, narrowed to what it asks for. The
-// client is empty on an open server.
-func (s *server) authorize(r *http.Request, request tokenRequest) (claims map[string]json.RawMessage, client string, err error) {
-	list, err := credentials(r, request)
-	if err != nil {
-		return nil, "", err
-	}
-	if s.clients != nil {
-		var ok bool
-		if client, ok = s.authenticate(list); !ok {
-			s.logFailure(list)
-			return nil, "", refuse(http.StatusUnauthorized, "invalid_client",
-				"no client has this id and secret: send those registered with the server, by HTTP Basic or in a form")
-		}
-	}
-	if grants := s.grants(); request.grant != "" && !slices.Contains(grants, request.grant) {
-		return nil, "", refuse(http.StatusBadRequest, "unsupported_grant_type", "grant_type has to be %s", strings.Join(grants, " or "))
-	}
-	if s.clients != nil {
-		claims, err = s.clients[client].narrow(request.claims, s.audience)
-		return claims, client, err
-	}
-	if _, ok := request.claims["sub"]; !ok && len(list) > 0 && list[0].id != "" {
-		if !utf8.ValidString(list[0].id) {
-			return nil, "", badRequest("the client id has to be UTF-8")
-		}
-		request.claims["sub"] = encode(list[0].id) // RFC 9068 section 2.2
-	}
-	return request.claims, "", nil
-}
-
 // authenticate returns the id of the first credential that is right. It compares digests
 // in constant time, all of them, and takes as long for an unknown client.
 func (s *server) authenticate(list []credential) (id string, ok bool) {
@@ -314,93 +194,4 @@ func (c client) narrow(asked map[string]json.RawMessage, audience string) (map[s
 
 func subset(values, all []string) bool {
 	return !slices.ContainsFunc(values, func(v string) bool { return !slices.Contains(all, v) })
-}
-
-// grants returns the grant types of the token endpoint.
-func (s *server) grants() []string {
-	if s.clients == nil {
-		return []string{"client_credentials", "password"}
-	}
-	return []string{"client_credentials"}
-}
-
-// parseObject returns the members of a JSON object, as they are. If one is there twice,
-// the last one counts.
-func parseObject(text []byte) (object map[string]json.RawMessage, err error) {
-	err = json.Unmarshal(text, &object)
-	var syntax *json.SyntaxError
-	switch {
-	case errors.As(err, &syntax):
-		return nil, fmt.Errorf("%w at byte %d", err, syntax.Offset)
-	case err != nil || object == nil:
-		return nil, errors.New("it is not an object")
-	case !utf8.Valid(text):
-		return nil, errors.New("it has to be UTF-8")
-	}
-	return object, checkText(text)
-}
-
-// checkText refuses valid JSON that nests deeper than maxNesting, and a surrogate without its
-// other half, which is no character (RFC 8259 section 8.2).
-func checkText(text []byte) error {
-	depth, quoted := 0, false
-	for i := 0; i < len(text); i++ {
-		switch c := text[i]; {
-		case quoted && c == '\\':
-			unit := escape(text[i:])
-			switch {
-			case !utf16.IsSurrogate(unit):
-				i++
-			case utf16.DecodeRune(unit, escape(text[i+6:])) == utf8.RuneError:
-				return fmt.Errorf("%s is half a character", text[i:i+6])
-			default:
-				i += 11
-			}
-		case c == '"':
-			quoted = !quoted
-		case quoted:
-		case c == '{' || c == '[':
-			if depth++; depth > maxNesting {
-				return fmt.Errorf("it nests deeper than %d arrays and objects", maxNesting)
-			}
-		case c == '}' || c == ']':
-			depth--
-		}
-	}
-	return nil
-}
-
-// escape returns the code unit that text begins with as \uXXXX; -1 if it does not.
-func escape(text []byte) rune {
-	if len(text) < 6 || text[0] != '\\' || text[1] != 'u' {
-		return -1
-	}
-	unit, err := strconv.ParseUint(string(text[2:6]), 16, 16)
-	if err != nil {
-		return -1
-	}
-	return rune(unit)
-}
-
-// logInterval is how often the log repeats what lasts.
-const logInterval = time.Minute
-
-// A throttle counts events of which the log tells once a minute.
-type throttle struct {
-	mu    sync.Mutex
-	count int
-	told  time.Time
-}
-
-// add counts an event. It returns how many there were since the last time that it
-// returned a number; 0 if that is less than a minute ago.
-func (t *throttle) add() (n int) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.count++
-	if time.Since(t.told) < logInterval {
-		return 0
-	}
-	n, t.count, t.told = t.count, 0, time.Now()
-	return n
 }

@@ -1,30 +1,16 @@
 package main
 
 import (
-	"bytes"
-	"cmp"
-	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
 	"io"
 	"log/slog"
-	"mime"
 	"net"
 	"net/http"
 	"net/url"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
-)
-
-const (
-	maxBody   = 16 << 10 // bytes of a token request
-	maxClaims = 128      // in it, because each costs time to sign
 )
 
 // A server answers requests with what its keystore holds.
@@ -222,170 +208,10 @@ func (s *server) answersTo(host string) bool {
 		slices.ContainsFunc(s.hosts, func(name string) bool { return strings.EqualFold(name, host) })
 }
 
-// readBody reads the body of a token request, which may be absent.
-func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-		return nil, refuse(http.StatusRequestEntityTooLarge, "invalid_request", "the body is too large: it may have %d bytes", maxBody)
-	}
-	if err != nil {
-		return nil, badRequest("the body cannot be read: it has to come whole, within ten seconds")
-	}
-	return bytes.TrimSpace(body), nil
-}
-
-// A tokenRequest is what the body of POST /auth says.
-type tokenRequest struct {
-	grant      string                     // grant_type; may be absent
-	id, secret string                     // of a client that authenticates in the body
-	claims     map[string]json.RawMessage // asked for; never nil
-}
-
-// aliases are OAuth parameters that are claims under another name.
-var aliases = map[string]string{"username": "sub", "audience": "aud", "resource": "aud"}
-
-// parseTokenRequest reads a body: a JSON object of claims, known by its first character,
-// or a form as in RFC 6749 section 4.4.2.
-func parseTokenRequest(contentType string, body []byte) (tokenRequest, error) {
-	parameters, err := parseBody(contentType, body)
-	if err != nil {
-		return tokenRequest{}, err
-	}
-	request := tokenRequest{claims: map[string]json.RawMessage{}}
-	own := map[string]*string{"grant_type": &request.grant, "client_id": &request.id, "client_secret": &request.secret}
-	for name, raw := range parameters {
-		switch claim := cmp.Or(aliases[name], name); name {
-		case "expired", "expires_in", "fault":
-			return tokenRequest{}, badRequest("%s belongs in the query: POST /auth?%s=...", name, name)
-		case "grant_type", "client_id", "client_secret":
-			if *own[name], err = text(raw); err != nil {
-				return tokenRequest{}, badRequest("%s %v", name, err)
-			}
-		case "password", "client_assertion", "client_assertion_type", "refresh_token": // never in a token
-		default:
-			if request.claims[claim] != nil {
-				return tokenRequest{}, badRequest("%s is there under two names, such as audience and aud: give one of them", claim)
-			}
-			request.claims[claim] = raw
-		}
-	}
-	return request, nil
-}
-
-func parseBody(contentType string, body []byte) (map[string]json.RawMessage, error) {
-	switch {
-	case len(body) == 0:
-		return nil, nil
-	case bytes.HasPrefix(body, []byte("\xef\xbb\xbf")):
-		return nil, badRequest("the body begins with a byte-order mark: send it without one, as plain UTF-8")
-	case !utf8.Valid(body):
-		return nil, badRequest("the body has to be UTF-8")
-	case body[0] != '{':
-		return parseForm(contentType, string(body))
-	}
-	object, err := parseObject(body)
-	if err != nil {
-		return nil, badRequest("the body has to be one JSON object: %v", err)
-	}
-	if len(object) > maxClaims {
-		return nil, badRequest("the body has %d claims: it may have %d", len(object), maxClaims)
-	}
-	return object, nil
-}
-
-// formParameters are those that a form may have. Others and empty ones are ignored (RFC
-// 6749 section 3.2).
-var formParameters = []string{
-	"grant_type", "client_id", "client_secret", "sub", "username", "scope", "aud", "audience", "resource", "expired", "expires_in", "fault",
-}
-
-func parseForm(contentType, body string) (map[string]json.RawMessage, error) {
-	kind, _, err := mime.ParseMediaType(cmp.Or(contentType, "application/x-www-form-urlencoded"))
-	begins := strings.Trim(body[:1], "%&*+-._=") == "" || 'a' <= body[0]|0x20 && body[0]|0x20 <= 'z' || '0' <= body[0] && body[0] <= '9'
-	if err != nil || kind != "application/x-www-form-urlencoded" || !begins {
-		return nil, badRequest("the body has to be a JSON object, or a form labelled application/x-www-form-urlencoded")
-	}
-	form, err := url.ParseQuery(body)
-	if err != nil {
-		return nil, badRequest("the form in the body cannot be read: %v", err)
-	}
-	parameters := map[string]json.RawMessage{}
-	for _, name := range formParameters {
-		values := slices.DeleteFunc(form[name], func(v string) bool { return v == "" })
-		switch {
-		case slices.ContainsFunc(values, func(v string) bool { return !utf8.ValidString(v) }):
-			return nil, badRequest("%s has to be UTF-8", name)
-		case len(values) == 1:
-			parameters[name] = encode(values[0])
-		case len(values) > 1 && cmp.Or(aliases[name], name) == "aud":
-			parameters[name] = encode(values)
-		case len(values) > 1:
-			return nil, badRequest("%s has to be given once", name)
-		}
-	}
-	return parameters, nil
-}
-
 func (s *server) notFound(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	s.writeError(w, refuse(http.StatusNotFound, "not_found",
 		"nothing is here: the JWK Set is at /.well-known/jwks.json, and tokens come from POST /auth"))
-}
-
-// An httpError is an error for the client to read, with a code and a description as in
-// RFC 6749 section 5.2.
-type httpError struct {
-	status            int
-	code, description string
-}
-
-func (e *httpError) Error() string { return e.description }
-
-func refuse(status int, code, format string, args ...any) error {
-	return &httpError{status: status, code: code, description: fmt.Sprintf(format, args...)}
-}
-
-func badRequest(format string, args ...any) error {
-	return refuse(http.StatusBadRequest, "invalid_request", format, args...)
-}
-
-// writeError answers with err. Errors that are not for the client are logged and answered
-// with a generic 500.
-func (s *server) writeError(w http.ResponseWriter, err error) {
-	e := &httpError{status: http.StatusInternalServerError, code: "server_error", description: "the server failed: its log says why"}
-	switch {
-	case errors.As(err, &e):
-	case errors.Is(err, errBusy), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
-		e = &httpError{status: http.StatusServiceUnavailable, code: "temporarily_unavailable", description: "the server is busy: try again in a second"}
-	case errors.Is(err, errNoKey): // the keystore's loop logs why
-		e = &httpError{status: http.StatusServiceUnavailable, code: "temporarily_unavailable",
-			description: "the server has no key and cannot store one: its log says why; try again later"}
-	default:
-		s.log.Error("cannot answer", "error", oneLine(err))
-	}
-	switch e.status {
-	case http.StatusServiceUnavailable:
-		w.Header().Set("Retry-After", "1")
-	case http.StatusUnauthorized:
-		w.Header().Set("WWW-Authenticate", `Basic realm="jwks-server", charset="UTF-8"`)
-	}
-	description := disallowed.ReplaceAllString(strings.ReplaceAll(e.description, `"`, "'"), "?")
-	writeJSON(w, e.status, map[string]string{"error": e.code, "error_description": description})
-}
-
-// oneLine returns the text of err in one line, however many errors it joins.
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
-
-// disallowed are the characters that RFC 6749 section 5.2 keeps out of a description.
-var disallowed = regexp.MustCompile(`[^ !#-\[\]-~]`)
-
-// writeJSON answers with v, which no cache may keep (RFC 6749 section 5.1).
-func writeJSON(w http.ResponseWriter, status int, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Cache-Control", "no-store")
-	w.Header().Set("Pragma", "no-cache")
-	w.WriteHeader(status)
-	w.Write(append(encode(v), '\n'))
 }
 
 // logRequests logs a line for each request, without the query.

@@ -12,144 +12,14 @@ import (
 	"runtime"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
 const (
-	tick       = time.Second     // how often the loop looks
-	startWait  = 5 * time.Second // how long a start waits for keys, because who reads the set first should know them all
-	maxWait    = 2 * time.Second // how long a request waits for a turn, or for a key
-	maxWaiting = 1000            // requests for each turn: about as many as a core signs for in maxWait
+	startWait = 5 * time.Second  // how long a start waits for keys, because who reads the set first should know them all
+	maxWait   = 2 * time.Second  // how long a request waits for a turn, or for a key
+	slowDir   = 10 * time.Second // the log tells of a directory that takes longer than this
 )
-
-// A rotation is the policy of which key signs and when keys are made. It is pure: it
-// looks at keys and a time, and at nothing else. Keys are in order of expiry.
-type rotation struct {
-	keyTTL       time.Duration // how long a key lives from when it may sign
-	tokenTTL     time.Duration // how long a token lives
-	publishAhead time.Duration // how long a key is published before it signs
-}
-
-// overlap is how long before its expiry a key stops signing: the life of a token, so
-// that every token can be verified to its last second, and half of one more, because
-// the clocks of verifiers differ.
-func (r rotation) overlap() time.Duration { return r.tokenTTL + r.tokenTTL/2 }
-
-// maxAge is how long a cache may keep the JWK Set: a small part of publishAhead.
-func (r rotation) maxAge() time.Duration {
-	return min(max(r.publishAhead/24, time.Second), 5*time.Minute)
-}
-
-// ahead is how far the queue of keys has to reach. Keys are made earlier than
-// publishAhead, because a replica is one more cache and sees them late.
-func (r rotation) ahead() time.Duration { return r.publishAhead + max(3*tick, r.maxAge()) }
-
-// signsUntil is the last moment at which k signs.
-func (r rotation) signsUntil(k key) time.Time { return k.expires.Add(-r.overlap()) }
-
-// far reports whether k is beyond the horizon: it was made under other flags or a wrong
-// clock. Such a key is published, because its tokens may be about, but it neither signs
-// nor counts for the queue until the horizon reaches it.
-func (r rotation) far(k key, now time.Time) bool {
-	return r.signsUntil(k).After(now.Add(r.ahead() + r.keyTTL))
-}
-
-// signer returns the key that signs: the first one that outlives a token issued now by
-// more than clock skew.
-func (r rotation) signer(keys []key, now time.Time) (k key, ok bool) {
-	i := slices.IndexFunc(keys, func(k key) bool { return !r.signsUntil(k).Before(now) })
-	if i < 0 || r.far(keys[i], now) {
-		return key{}, false
-	}
-	return keys[i], true
-}
-
-// end is when the last key in the queue stops signing; zero if there is none.
-func (r rotation) end(keys []key, now time.Time) (end time.Time) {
-	for _, k := range keys {
-		if !r.far(k, now) {
-			end = r.signsUntil(k)
-		}
-	}
-	return end
-}
-
-// next returns when the next key has to expire, and whether it is due: the queue ends
-// sooner than ahead from now. The key takes over where the queue ends.
-func (r rotation) next(keys []key, now time.Time, ahead time.Duration) (expires time.Time, due bool) {
-	end := r.end(keys, now)
-	due = end.Before(now.Add(ahead))
-	if end.Before(now) {
-		end = now
-	}
-	return end.Add(r.keyTTL), due
-}
-
-// published returns the keys that belong in the JWK Set.
-func published(keys []key, now time.Time) []key {
-	return slices.DeleteFunc(slices.Clone(keys), func(k key) bool { return k.expired(now) })
-}
-
-// A limiter gives turns to those who wait for them.
-type limiter struct {
-	turns   chan pipe
-	waiting atomic.Int64
-}
-
-// A pipe leads through the network poller.
-type pipe struct{ in, out *os.File }
-
-// errBusy means that too many wait for a turn already.
-var errBusy = errors.New("too many requests are waiting")
-
-func newLimiter(turns int) (*limiter, error) {
-	l := &limiter{turns: make(chan pipe, turns)}
-	for range turns {
-		out, in, err := os.Pipe()
-		if err != nil {
-			return nil, fmt.Errorf("cannot make a pipe: %w; allow the process more open files", err)
-		}
-		l.turns <- pipe{in: in, out: out}
-	}
-	return l, nil
-}
-
-// acquire waits for a turn. The caller has to release it. A turn that is free is given
-// even if the time of ctx is up, but not if ctx is canceled. The error is that of ctx,
-// or errBusy.
-func (l *limiter) acquire(ctx context.Context) (release func(), err error) {
-	if ctx.Err() == context.Canceled {
-		return nil, context.Canceled
-	}
-	var p pipe
-	select {
-	case p = <-l.turns:
-	default:
-		if l.waiting.Add(1) > int64(cap(l.turns)*maxWaiting) {
-			l.waiting.Add(-1)
-			return nil, errBusy
-		}
-		defer l.waiting.Add(-1)
-		select {
-		case p = <-l.turns:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
-	return func() {
-		p.poll()
-		l.turns <- p
-	}, nil
-}
-
-// poll lets the Go scheduler look at the network. It does that only where nothing is
-// runnable, or every 10 ms, and while many wait for turns something always is: the next
-// one to have a turn. So requests that need no turn would wait for many of them.
-func (p pipe) poll() {
-	go p.in.Write([]byte{0})
-	p.out.Read([]byte{0})
-}
 
 // A keystore holds the signing keys of one issuer in memory. It shares them with its
 // replicas, and with itself after a restart, by a directory.
@@ -451,3 +321,46 @@ func (s *keystore) describe(k key) []any {
 // clock reads the wall clock alone, because the monotonic one stops while a laptop sleeps
 // and would stretch an hour.
 func clock() time.Time { return time.Now().Round(0).UTC() }
+
+// maintain keeps the queue of keys full and follows the directory until ctx ends.
+func maintain(ctx context.Context, s *keystore) {
+	signs, warned := "", map[string]bool{} // a kid, and names
+	var disk, files trouble
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for {
+		growing, cancel := context.WithTimeout(ctx, slowDir)
+		err := s.grow(growing, s.ahead())
+		cancel()
+		if ctx.Err() != nil {
+			return
+		}
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = fmt.Errorf("not done after %s: the keys directory %s does not answer, or many keys have to be made", slowDir, s.dir)
+		}
+		now := clock()
+		keys, faults := s.state()
+		if k, ok := s.signer(keys, now); ok && k.kid != signs {
+			s.log.Info("now signing", s.describe(k)...)
+			signs = k.kid
+		}
+		for _, k := range keys {
+			if s.far(k, now) && !warned[k.name()] {
+				warned[k.name()] = true
+				s.log.Warn("key expires too late to sign yet, because it was made with other flags or under a wrong clock; "+
+					"rename its file to end in .revoked if none of its tokens is in use", s.describe(k)...)
+			}
+		}
+		outlook := "no key can sign"
+		if end := s.end(keys, now); end.After(now) {
+			outlook = "the keys in hand sign until " + end.Format(time.RFC3339)
+		}
+		disk.report(s.log, "cannot maintain the keys", err, outlook)
+		files.report(s.log, "cannot use a key file", faults, outlook)
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}

@@ -1,0 +1,63 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"regexp"
+	"strings"
+)
+
+// An httpError is an error for the client to read, with a code and a description as in
+// RFC 6749 section 5.2.
+type httpError struct {
+	status            int
+	code, description string
+}
+
+func (e *httpError) Error() string { return e.description }
+
+func refuse(status int, code, format string, args ...any) error {
+	return &httpError{status: status, code: code, description: fmt.Sprintf(format, args...)}
+}
+
+func badRequest(format string, args ...any) error {
+	return refuse(http.StatusBadRequest, "invalid_request", format, args...)
+}
+
+// writeError answers with err. Errors that are not for the client are logged and answered
+// with a generic 500.
+func (s *server) writeError(w http.ResponseWriter, err error) {
+	e := &httpError{status: http.StatusInternalServerError, code: "server_error", description: "the server failed: its log says why"}
+	switch {
+	case errors.As(err, &e):
+	case errors.Is(err, errBusy), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		e = &httpError{status: http.StatusServiceUnavailable, code: "temporarily_unavailable", description: "the server is busy: try again in a second"}
+	case errors.Is(err, errNoKey): // the keystore's loop logs why
+		e = &httpError{status: http.StatusServiceUnavailable, code: "temporarily_unavailable",
+			description: "the server has no key and cannot store one: its log says why; try again later"}
+	default:
+		s.log.Error("cannot answer", "error", oneLine(err))
+	}
+	switch e.status {
+	case http.StatusServiceUnavailable:
+		w.Header().Set("Retry-After", "1")
+	case http.StatusUnauthorized:
+		w.Header().Set("WWW-Authenticate", `Basic realm="jwks-server", charset="UTF-8"`)
+	}
+	description := disallowed.ReplaceAllString(strings.ReplaceAll(e.description, `"`, "'"), "?")
+	writeJSON(w, e.status, map[string]string{"error": e.code, "error_description": description})
+}
+
+// disallowed are the characters that RFC 6749 section 5.2 keeps out of a description.
+var disallowed = regexp.MustCompile(`[^ !#-\[\]-~]`)
+
+// writeJSON answers with v, which no cache may keep (RFC 6749 section 5.1).
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("Pragma", "no-cache")
+	w.WriteHeader(status)
+	w.Write(append(encode(v), '\n'))
+}
