@@ -36,7 +36,7 @@ func (b blackHole) WriteHeader(int)             {}
 
 // BenchmarkHandler measures without sockets.
 func BenchmarkHandler(b *testing.B) {
-	s := newServer(b)
+	s := newTestServer(b)
 	handler := func(h http.Handler, method, path string) func() {
 		r := httptest.NewRequest(method, path, nil)
 		return func() { h.ServeHTTP(blackHole{http.Header{}}, r) }

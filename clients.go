@@ -23,9 +23,15 @@ type client struct {
 	aud     []string                   // the registered aud
 }
 
+// A registry is the clients of the clients file, by id. It is nil on an open server.
+type registry map[string]client
+
+// A credential is a client id and secret.
+type credential struct{ id, secret string }
+
 // readClients reads the file of -clients. Every fault of the file is an error, because a
 // damaged file must not leave the token endpoint open. Errors tell no secret.
-func readClients(path string) (map[string]client, error) {
+func readClients(path string) (registry, error) {
 	content, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the clients file: %w", err)
@@ -37,7 +43,7 @@ func readClients(path string) (map[string]client, error) {
 	return clients, nil
 }
 
-func parseClients(content []byte) (map[string]client, error) {
+func parseClients(content []byte) (registry, error) {
 	entries, err := parseObject(content)
 	if err == nil {
 		err = checkMembers(json.NewDecoder(bytes.NewReader(content)))
@@ -48,7 +54,7 @@ func parseClients(content []byte) (map[string]client, error) {
 	if len(entries) == 0 {
 		return nil, errors.New("there is no client")
 	}
-	clients := map[string]client{}
+	clients := registry{}
 	for id, entry := range entries {
 		if clients[id], err = newClient(id, entry); err != nil {
 			return nil, fmt.Errorf("client %q: %w", id, err)
@@ -94,19 +100,19 @@ func (c *client) register(id string, claims map[string]json.RawMessage) (err err
 	c.claims = maps.Clone(claims)
 	c.claims["sub"] = encode(id)
 	if raw, ok := claims["iss"]; ok {
-		if _, err := text(raw); err != nil {
+		if _, err := parseString(raw); err != nil {
 			return fmt.Errorf("iss %w", err)
 		}
 	}
 	if raw, ok := claims["scope"]; ok {
-		scope, err := text(raw)
+		scope, err := parseString(raw)
 		if err != nil {
 			return fmt.Errorf("scope %w", err)
 		}
 		c.scope = strings.Fields(scope)
 	}
 	if raw, ok := claims["aud"]; ok {
-		if c.aud, err = texts(raw); err != nil {
+		if c.aud, err = parseStrings(raw); err != nil {
 			return fmt.Errorf("aud %w", err)
 		}
 	}
@@ -115,7 +121,7 @@ func (c *client) register(id string, claims map[string]json.RawMessage) (err err
 
 // parseDigests reads one SHA-256 digest in hex, or a list of them.
 func parseDigests(raw json.RawMessage) ([][sha256.Size]byte, error) {
-	list, err := texts(raw)
+	list, err := parseStrings(raw)
 	var digests [][sha256.Size]byte
 	for _, digits := range list {
 		digest, decodeErr := hex.DecodeString(digits)
@@ -133,9 +139,9 @@ func parseDigests(raw json.RawMessage) ([][sha256.Size]byte, error) {
 
 // authenticate returns the id of the first credential that is right. It compares digests
 // in constant time, all of them, and takes as long for an unknown client.
-func (s *server) authenticate(list []credential) (id string, ok bool) {
+func (clients registry) authenticate(list []credential) (id string, ok bool) {
 	for _, c := range list {
-		known, exists := s.clients[c.id]
+		known, exists := clients[c.id]
 		if !exists {
 			known.digests = make([][sha256.Size]byte, 1)
 		}
@@ -148,14 +154,6 @@ func (s *server) authenticate(list []credential) (id string, ok bool) {
 		}
 	}
 	return id, ok
-}
-
-// logFailure logs failed authentications once a minute.
-func (s *server) logFailure(list []credential) {
-	if n := s.failures.add(); n > 0 {
-		id := append(list, credential{})[0].id
-		s.log.Warn("client authentication failed", "client", id[:min(len(id), 100)], "failures", n)
-	}
 }
 
 // narrow returns the registered claims with no more scope and audience than asked for
@@ -173,7 +171,7 @@ func (c client) narrow(asked map[string]json.RawMessage, audience string) (map[s
 			return nil, badRequest("%s cannot be asked for: a token has the claims registered for the client, and a request may only narrow scope and audience", name)
 		case string(raw) == "null": // asks for nothing
 		case name == "scope":
-			scope, err := text(raw)
+			scope, err := parseString(raw)
 			words := strings.Fields(scope)
 			if err != nil || !subset(words, c.scope) {
 				return nil, refuse(http.StatusBadRequest, "invalid_scope", "scope has to be some of the words registered for the client: %q", c.scope)
@@ -182,7 +180,7 @@ func (c client) narrow(asked map[string]json.RawMessage, audience string) (map[s
 				claims["scope"] = encode(strings.Join(words, " "))
 			}
 		default:
-			aud, err := texts(raw)
+			aud, err := parseStrings(raw)
 			if err != nil || len(aud) == 0 || !subset(aud, registered) {
 				return nil, refuse(http.StatusBadRequest, "invalid_target", "audience has to be among those registered for the client: %q", registered)
 			}
@@ -194,4 +192,12 @@ func (c client) narrow(asked map[string]json.RawMessage, audience string) (map[s
 
 func subset(values, all []string) bool {
 	return !slices.ContainsFunc(values, func(v string) bool { return !slices.Contains(all, v) })
+}
+
+// grants returns the grant types of the token endpoint.
+func (clients registry) grants() []string {
+	if clients == nil {
+		return []string{"client_credentials", "password"}
+	}
+	return []string{"client_credentials"}
 }

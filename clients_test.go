@@ -86,7 +86,7 @@ func TestClientsFile(t *testing.T) {
 				}
 				clients, err := readClients(path)
 				if test.want == "" {
-					if _, ok := (&server{clients: clients}).authenticate([]credential{{id: "zoe", secret: "hush"}}); err != nil || !ok {
+					if _, ok := clients.authenticate([]credential{{id: "zoe", secret: "hush"}}); err != nil || !ok {
 						t.Errorf("readClients(%s) = %v, %v; want zoe and her secret", content, clients, err)
 					}
 					continue
@@ -247,7 +247,7 @@ func TestNarrowing(t *testing.T) {
 		})
 	}
 	t.Run("a life may be shorter and not longer", func(t *testing.T) {
-		for query, want := range map[string]int{"?expires_in=60": 200, "?expires_in=600": 200, "?expires_in=601": 400, "?expired=true": 200, "?expired=key": 200} {
+		for query, want := range map[string]int{"?expires_in=60": 200, "?expires_in=600": 200, "?expires_in=601": 400, "?expired=true": 200, "?expired=key": 400} {
 			if w := s.do("POST", "/auth"+query, form("app", "")); w.status != want {
 				t.Errorf("POST /auth%s = %d %s; want %d", query, w.status, w.body, want)
 			}

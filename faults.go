@@ -10,9 +10,10 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
-	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
@@ -25,59 +26,59 @@ type fault struct {
 	Why    string `json:"why"`
 	See    string `json:"see"`
 
-	expired bool         // exp was an hour ago
-	without string       // the claim that is left out
-	apply   func(*draft) // what else is done to the token; may be nil
+	expired bool            // exp was an hour ago
+	without string          // the claim that is left out
+	apply   func(*badToken) // what else is done to the token; may be nil
 }
 
 // faults is the catalogue.
 var faults = []fault{
 	{Name: "signature", Refuse: "must", Why: "one bit of the signature is flipped", See: "RFC 7515 section 5.2",
-		apply: func(d *draft) { d.tamper = flipBit }},
+		apply: func(d *badToken) { d.tamper = flipBit }},
 	{Name: "payload", Refuse: "must", Why: "sub was changed after signing", See: "RFC 7515 section 5.2",
-		apply: func(d *draft) { d.tamper = d.changeSubject }},
+		apply: func(d *badToken) { d.tamper = d.changeSubject }},
 	{Name: "unsigned", Refuse: "must", Why: "the signature is empty, and alg still says RS256", See: "RFC 7515 section 5.2",
-		apply: func(d *draft) { d.tamper = func(parts []string) { parts[2] = "" } }},
+		apply: func(d *badToken) { d.tamper = func(parts []string) { parts[2] = "" } }},
 	{Name: "none", Refuse: "must", Why: "alg is none, and the signature is empty", See: "RFC 8725 section 3.1",
-		apply: func(d *draft) { d.method, d.signer = jwt.SigningMethodNone, jwt.UnsafeAllowNoneSignatureType }},
+		apply: func(d *badToken) { d.method, d.signer = jwt.SigningMethodNone, jwt.UnsafeAllowNoneSignatureType }},
 	{Name: "wrong-key", Refuse: "must", Why: "kid names a key of the JWK Set, and another key signed", See: "RFC 7515 section 5.2",
-		apply: func(d *draft) { d.signer = d.other.private }},
+		apply: func(d *badToken) { d.signer = d.untrusted.private }},
 	{Name: "unknown-key", Refuse: "must", Why: "the key that signed, and that kid names, is not in the JWK Set", See: "RFC 7515 section 4.1.4",
-		apply: func(d *draft) { d.signer, d.header["kid"] = d.other.private, d.other.kid }},
+		apply: func(d *badToken) { d.signer, d.header["kid"] = d.untrusted.private, d.untrusted.kid }},
 	{Name: "hs256", Refuse: "must", Why: "alg is HS256, and the secret is the public key in PEM", See: "RFC 8725 section 2.1",
-		apply: func(d *draft) { d.method, d.signer = jwt.SigningMethodHS256, publicPEM(d.live) }},
+		apply: func(d *badToken) { d.method, d.signer = jwt.SigningMethodHS256, publicPEM(d.key) }},
 	{Name: "jwk", Refuse: "must", Why: "another key signed, and the header brings it as jwk", See: "RFC 8725 section 3.10",
-		apply: func(d *draft) { d.signer, d.header["jwk"] = d.other.private, d.other.jwk() }},
+		apply: func(d *badToken) { d.signer, d.header["jwk"] = d.untrusted.private, d.untrusted.jwk() }},
 	{Name: "jku", Refuse: "must", Why: "another key signed, and the header says by jku where to fetch it", See: "RFC 8725 section 3.10",
-		apply: func(d *draft) {
-			d.signer, d.header["kid"] = d.other.private, d.other.kid
+		apply: func(d *badToken) {
+			d.signer, d.header["kid"] = d.untrusted.private, d.untrusted.kid
 			d.header["jku"] = d.issuer + "/faults/jwks.json"
 		}},
 	{Name: "x5c", Refuse: "must", Why: "another key signed, and the header brings its self-signed certificate as x5c", See: "RFC 7515 section 4.1.6",
-		apply: func(d *draft) { d.signer, d.header["x5c"] = d.other.private, []string{d.other.certificate} }},
+		apply: func(d *badToken) { d.signer, d.header["x5c"] = d.untrusted.private, []string{d.untrusted.certificate} }},
 	{Name: "crit", Refuse: "must", Why: "crit names an extension that no verifier knows", See: "RFC 7515 section 4.1.11",
-		apply: func(d *draft) { d.header["crit"], d.header[undefined] = []string{undefined}, true }},
+		apply: func(d *badToken) { d.header["crit"], d.header[undefined] = []string{undefined}, true }},
 	{Name: "expired", Refuse: "must", Why: "exp was an hour ago", See: "RFC 7519 section 4.1.4", expired: true},
 	{Name: "not-yet", Refuse: "must", Why: "nbf is in an hour", See: "RFC 7519 section 4.1.5",
-		apply: func(d *draft) { d.claims["nbf"] = d.now.Add(time.Hour).Unix() }},
+		apply: func(d *badToken) { d.claims["nbf"] = d.now.Add(time.Hour).Unix() }},
 	{Name: "issuer", Refuse: "must", Why: "iss is another issuer", See: "RFC 8725 section 3.8",
-		apply: func(d *draft) { d.claims["iss"] = "https://another-issuer.invalid" }},
+		apply: func(d *badToken) { d.claims["iss"] = "https://another-issuer.invalid" }},
 	{Name: "audience", Refuse: "must", Why: "aud is another audience", See: "RFC 7519 section 4.1.3",
-		apply: func(d *draft) { d.claims["aud"] = "https://another-audience.invalid" }},
+		apply: func(d *badToken) { d.claims["aud"] = "https://another-audience.invalid" }},
 	{Name: "alg", Refuse: "should", Why: "alg is RS512, and the JWK says RS256", See: "RFC 8725 section 3.1",
-		apply: func(d *draft) { d.method = jwt.SigningMethodRS512 }},
+		apply: func(d *badToken) { d.method = jwt.SigningMethodRS512 }},
 	{Name: "type", Refuse: "should", Why: "typ is that of another kind of JWT, a security event", See: "RFC 8725 section 3.11",
-		apply: func(d *draft) { d.header["typ"] = "secevent+jwt" }},
+		apply: func(d *badToken) { d.header["typ"] = "secevent+jwt" }},
 	{Name: "no-expiry", Refuse: "should", Why: "exp is missing, so the token is good for as long as its key is published", See: "RFC 9068 section 2.2", without: "exp"},
 	{Name: "expiry-text", Refuse: "should", Why: "exp is a string; who ignores it takes the token for as long as its key is published", See: "RFC 7519 section 4.1.4",
-		apply: func(d *draft) { d.claims["exp"] = strconv.FormatInt(d.expires, 10) }},
+		apply: func(d *badToken) { d.claims["exp"] = strconv.FormatInt(d.expires, 10) }},
 	{Name: "no-issuer", Refuse: "should", Why: "iss is missing", See: "RFC 9068 section 2.2", without: "iss"},
 	{Name: "no-audience", Refuse: "should", Why: "aud is missing", See: "RFC 9068 section 2.2", without: "aud"},
 	{Name: "no-kid", Refuse: "may", Why: "kid is missing", See: "RFC 7515 section 4.1.4",
-		apply: func(d *draft) { delete(d.header, "kid") }},
+		apply: func(d *badToken) { delete(d.header, "kid") }},
 	{Name: "no-subject", Refuse: "may", Why: "sub is missing", See: "RFC 9068 section 2.2", without: "sub"},
 	{Name: "future-iat", Refuse: "may", Why: "iat is in an hour", See: "RFC 7519 section 4.1.6",
-		apply: func(d *draft) { d.claims["iat"] = d.now.Add(time.Hour).Unix() }},
+		apply: func(d *badToken) { d.claims["iat"] = d.now.Add(time.Hour).Unix() }},
 }
 
 // undefined is the extension of the example in RFC 7515 appendix E.
@@ -95,6 +96,71 @@ func findFault(name string) (fault, error) {
 	return fault{}, badRequest("fault has to be one of %s", strings.Join(names, ", "))
 }
 
+// A tester makes bad tokens.
+type tester struct {
+	issuer    string
+	untrusted func() (untrustedKey, error) // generated on first use
+}
+
+func newTester(issuer string, bits int) *tester {
+	return &tester{issuer: issuer, untrusted: sync.OnceValues(func() (untrustedKey, error) { return newUntrustedKey(bits) })}
+}
+
+// parseOptions parses the parameters of the issuer, and fault and expired=key.
+func (t *tester) parseOptions(query url.Values, longest time.Duration) (tokenOptions, error) {
+	name, err := oneOf(query, "expired", "expires_in", "fault")
+	if err != nil {
+		return tokenOptions{}, err
+	}
+	value := query.Get(name)
+	expiredKey := name == "expired" && value == "key"
+	if name != "fault" && !expiredKey {
+		return parseOptions(query, longest)
+	}
+	if expiredKey {
+		value = "unknown-key"
+	}
+	f, err := findFault(value)
+	o := tokenOptions{lifetime: longest, sign: t.signer(f)}
+	if f.expired || expiredKey {
+		o.lifetime = -expiredAgo
+	}
+	return o, err
+}
+
+// A badToken is a token on its way to a fault.
+type badToken struct {
+	*draft
+	issuer    string
+	untrusted untrustedKey
+	tamper    func(parts []string) // changes the three parts of the signed token; may be nil
+}
+
+// signer returns a function that signs a token with a fault.
+func (t *tester) signer(f fault) func(*draft) (string, error) {
+	return func(d *draft) (string, error) {
+		untrusted, err := t.untrusted()
+		if err != nil {
+			return "", err
+		}
+		if _, ok := d.claims[f.without]; f.without != "" && !ok {
+			return "", badRequest("the token has no %s to leave out: ask for it in the body; for aud, -audience will do as well", f.without)
+		}
+		delete(d.claims, f.without)
+		b := &badToken{draft: d, issuer: t.issuer, untrusted: untrusted}
+		if f.apply != nil {
+			f.apply(b)
+		}
+		token, err := d.sign()
+		if err != nil || b.tamper == nil {
+			return token, err
+		}
+		parts := strings.Split(token, ".")
+		b.tamper(parts)
+		return strings.Join(parts, "."), nil
+	}
+}
+
 // flipBit flips a bit in the middle of the signature. The last character would not do,
 // because its low bits are spare.
 func flipBit(parts []string) {
@@ -103,13 +169,13 @@ func flipBit(parts []string) {
 	parts[2] = base64.RawURLEncoding.EncodeToString(signature)
 }
 
-func (d *draft) changeSubject(parts []string) {
+func (d *badToken) changeSubject(parts []string) {
 	var sub any = "nobody"
 	if d.claims["sub"] != nil {
 		json.Unmarshal(encode(d.claims["sub"]), &sub)
 	}
 	d.claims["sub"] = fmt.Sprintf("not-%v", sub)
-	parts[1] = base64.RawURLEncoding.EncodeToString(encode(d.claims))
+	parts[1] = encodePart(d.claims)
 }
 
 // publicPEM returns the public half of a key as people have it in a file (SPKI).
@@ -118,18 +184,18 @@ func publicPEM(k key) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
 }
 
-// An otherKey signs tokens that no verifier may accept. It lives in memory, and only the
-// JWK Set that jku points at has it.
-type otherKey struct {
+// An untrustedKey is a key that no verifier trusts. It lives in memory, and only the JWK
+// Set that jku names has it.
+type untrustedKey struct {
 	key
 	certificate string // self-signed, DER in base64 (RFC 7515 section 4.1.6)
 	set         *document
 }
 
-func newOtherKey(bits int) (otherKey, error) {
+func newUntrustedKey(bits int) (untrustedKey, error) {
 	private, err := rsa.GenerateKey(rand.Reader, bits)
 	if err != nil {
-		return otherKey{}, err
+		return untrustedKey{}, err
 	}
 	now := time.Now()
 	template := &x509.Certificate{
@@ -138,23 +204,8 @@ func newOtherKey(bits int) (otherKey, error) {
 	}
 	certificate, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
 	if err != nil {
-		return otherKey{}, err
+		return untrustedKey{}, err
 	}
 	k := newKey(private, template.NotAfter)
-	return otherKey{key: k, certificate: base64.StdEncoding.EncodeToString(certificate), set: jwkSet([]key{k})}, nil
-}
-
-// otherJWKS answers with the JWK Set that jku points at. It takes a turn, because the key
-// may have to be made.
-func (s *server) otherJWKS(w http.ResponseWriter, r *http.Request) error {
-	turn, err := s.keys.turn(r.Context())
-	if err != nil {
-		return err
-	}
-	defer turn.release()
-	other, err := s.other()
-	if err != nil {
-		return err
-	}
-	return s.serve(w, r, other.set)
+	return untrustedKey{key: k, certificate: base64.StdEncoding.EncodeToString(certificate), set: jwkSet([]key{k})}, nil
 }

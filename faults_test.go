@@ -88,7 +88,7 @@ func (v verifier) verify(t testing.TB, token string) (refusals []error) {
 	check(claims["iss"] == nil || iss == v.issuer, "issuer", jwt.ErrTokenInvalidIssuer)
 	aud, _ := claims.GetAudience()
 	check(claims["aud"] != nil, "no-audience", errMissingAud)
-	check(claims["aud"] == nil || slices.Contains(aud, v.audience), "audience", jwt.ErrTokenInvalidAudience)
+	check(claims["aud"] == nil || slices.Contains(aud, v.profile.audience), "audience", jwt.ErrTokenInvalidAudience)
 	check(claims["sub"] != nil, "no-subject", errMissingSub)
 	return refusals
 }
@@ -163,7 +163,7 @@ func certificate(t testing.TB, header map[string]any) *x509.Certificate {
 
 // madeOnce spares most tests the making of a key. It is called in bubbles only, which all
 // begin at the same time, because of its certificate.
-var madeOnce = sync.OnceValues(func() (otherKey, error) { return newOtherKey(minBits) })
+var madeOnce = sync.OnceValues(func() (untrustedKey, error) { return newUntrustedKey(minBits) })
 
 // A wantedFault is a row of the table in the design.
 type wantedFault struct {
@@ -181,7 +181,7 @@ const (
 
 // wantedFaults returns the table in the design, for tokens of now. Its other is the key
 // that signs bad tokens.
-func wantedFaults(other otherKey, issuer, sub string) []wantedFault {
+func wantedFaults(other untrustedKey, issuer, sub string) []wantedFault {
 	type m = map[string]any
 	in := func(seconds int64) json.Number { return json.Number(strconv.FormatInt(time.Now().Unix()+seconds, 10)) }
 	n, e := parameters(&other.private.PublicKey)
@@ -231,7 +231,7 @@ func TestFaults(t *testing.T) {
 				for _, issuer := range []string{"http://issuer.test", "https://a.test/tenant"} {
 					for body, sub := range map[string]string{"": "user123", aliceClaims: "alice"} {
 						s := newServerWithKey(t, "-audience", "api", "-issuer", issuer)
-						s.other = madeOnce
+						s.tester.untrusted = madeOnce
 						other, _ := madeOnce()
 						checkFault(t, s, body, wantedFaults(other, issuer, sub)[i])
 					}
@@ -298,7 +298,7 @@ func TestCatalogue(t *testing.T) {
 		if err := json.Unmarshal([]byte(s.do("GET", "/faults", "").body), &got); err != nil {
 			t.Fatal(err)
 		}
-		want := wantedFaults(otherKey{key: key{private: readyMade()[1]}}, "", "")
+		want := wantedFaults(untrustedKey{key: key{private: readyMade()[1]}}, "", "")
 		if len(got) != len(want) || len(got) != len(faults) {
 			t.Fatalf("GET /faults has %d faults; want %d", len(got), len(want))
 		}
@@ -335,7 +335,7 @@ func TestCatalogue(t *testing.T) {
 	})
 	t.Run("a fault replaces what the body asks for", func(t *testing.T) {
 		body := `{"iss":"x","sub":7,"aud":["x"],"nbf":1,"iat":1}`
-		for _, row := range wantedFaults(otherKey{key: key{private: readyMade()[1]}}, "", "7") {
+		for _, row := range wantedFaults(untrustedKey{key: key{private: readyMade()[1]}}, "", "7") {
 			_, claims := parts(t, s.token(t, "?fault="+row.name, body))
 			for name, value := range map[string]string{"iss": `"x"`, "sub": "7", "aud": `["x"]`, "nbf": "1", "iat": "1"} {
 				if _, differs := row.claims[name]; (string(encode(claims[name])) != value) != differs && row.name != "expired" {
@@ -385,7 +385,7 @@ func TestCatalogue(t *testing.T) {
 		}
 	})
 	t.Run("the other key is in no JWK Set but its own, and has no file", func(t *testing.T) {
-		if files := keyFiles(t, s.keys.dir); len(other) != 1 || s.set(t)[otherKid] != nil || len(files) != 1 || !files[otherKid].IsZero() {
+		if files := keyFiles(t, s.store.dir); len(other) != 1 || s.set(t)[otherKid] != nil || len(files) != 1 || !files[otherKid].IsZero() {
 			t.Errorf("JWK Set = %v, files = %v; want no %s", s.set(t).kids(), files, otherKid)
 		}
 	})

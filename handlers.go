@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"io"
 	"log/slog"
 	"net"
@@ -9,45 +10,54 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 )
 
-// A server answers requests with what its keystore holds.
+// A server is the HTTP API.
 type server struct {
-	issuer   string
-	audience string // of tokens; may be empty
-	keys     *keystore
-	clients  map[string]client // those that may have tokens; nil means anybody
-	hosts    []string          // the names that /auth answers to, beside that in issuer; nil means any
-	verbose  bool              // log each request
-	log      *slog.Logger
+	issuer       string
+	profile      tokenProfile
+	store        *keystore
+	clients      registry // nil on an open server
+	tester       *tester  // nil with clients: bad tokens are for tests
+	hosts        []string // Host names that /auth accepts, besides the issuer's; nil accepts all
+	verbose      bool     // log each request
+	log          *slog.Logger
+	cacheControl []string // of documents
+	failures     throttle // of client authentication
+}
 
-	cacheControl []string                 // of documents
-	failures     throttle                 // of client authentication
-	other        func() (otherKey, error) // the key that signs bad tokens
+// newServer returns the server that the flags describe. base is its URL on this machine.
+func newServer(c config, base string, store *keystore, clients registry, log *slog.Logger) *server {
+	s := &server{
+		issuer:       cmp.Or(c.issuer, base),
+		store:        store,
+		clients:      clients,
+		verbose:      c.verbose,
+		log:          log,
+		cacheControl: []string{"public, max-age=" + strconv.Itoa(int(store.maxAge()/time.Second))},
+	}
+	s.profile = tokenProfile{issuer: s.issuer, audience: c.audience, lifetime: c.tokenTTL.Truncate(time.Second)}
+	if clients == nil {
+		s.tester = newTester(s.issuer, store.bits)
+	}
+	return s
 }
 
 // routes returns the route table. The routes answer under the path of the issuer, too.
 func (s *server) routes() http.Handler {
-	s.other = sync.OnceValues(func() (otherKey, error) { return newOtherKey(s.keys.bits) })
-	s.cacheControl = []string{"public, max-age=" + strconv.Itoa(int(s.keys.maxAge()/time.Second))}
-	issuer, _ := url.Parse(s.issuer)
-	if s.hosts != nil {
-		s.hosts = append(s.hosts, issuer.Hostname())
-	}
 	mux := http.NewServeMux()
-	get := func(path string, h handler) { mux.Handle(path, s.route("GET, HEAD, OPTIONS", true, h)) }
-	metadata := s.document(newDocument(s.metadata()))
+	issuer, _ := url.Parse(s.issuer)
+	metadata := s.serve(newDocument(s.metadata()))
 	for _, path := range slices.Compact([]string{"", issuer.EscapedPath()}) {
-		mux.Handle(path+"/{$}", s.route("GET, HEAD, OPTIONS", false, s.root))
-		get(path+"/.well-known/jwks.json", s.jwks)
-		get(path+"/.well-known/openid-configuration", metadata)
-		get("/.well-known/oauth-authorization-server"+path, metadata) // RFC 8414 section 3.1
-		mux.Handle(path+"/auth", s.route("POST, OPTIONS", false, s.auth))
-		if s.clients == nil {
-			get(path+"/faults", s.document(newDocument(faults)))
-			get(path+"/faults/jwks.json", s.otherJWKS)
+		s.private(mux, path+"/{$}", "GET, HEAD, OPTIONS", s.root)
+		s.public(mux, path+"/.well-known/jwks.json", s.jwks)
+		s.public(mux, path+"/.well-known/openid-configuration", metadata)
+		s.public(mux, "/.well-known/oauth-authorization-server"+path, metadata) // RFC 8414 section 3.1
+		s.private(mux, path+"/auth", "POST, OPTIONS", s.auth)
+		if s.tester != nil {
+			s.public(mux, path+"/faults", s.serve(newDocument(faults)))
+			s.public(mux, path+"/faults/jwks.json", s.untrustedSet)
 		}
 	}
 	mux.HandleFunc("/", s.notFound)
@@ -57,43 +67,56 @@ func (s *server) routes() http.Handler {
 	return mux
 }
 
-// Values of header fields that many answers have, made once because sets are read often.
-var noSniff, anyOrigin, jsonType = []string{"nosniff"}, []string{"*"}, []string{"application/json"}
-
 // A handler answers a request, or returns the error to answer with.
 type handler func(http.ResponseWriter, *http.Request) error
 
-// route passes on the allowed methods and answers OPTIONS (RFC 9110 section 9.3.7). Pages of
-// any origin may read what is shared, and OPTIONS is their preflight. Tokens are not shared,
-// because any web page could take them from a developer's loopback.
-func (s *server) route(allow string, shared bool, h handler) http.Handler {
-	methods := strings.Split(allow, ", ")
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+// Header values, allocated once because the JWK Set is a hot path.
+var noSniff, anyOrigin, jsonType = []string{"nosniff"}, []string{"*"}, []string{"application/json"}
+
+// public routes path to a handler of GET and HEAD whose response any origin may read.
+// OPTIONS is a CORS preflight.
+func (s *server) public(mux *http.ServeMux, path string, h handler) {
+	const allow = "GET, HEAD, OPTIONS"
+	next := s.route(allow, h)
+	mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
 		header := w.Header()
-		header["X-Content-Type-Options"] = noSniff
-		if shared {
-			header["Access-Control-Allow-Origin"] = anyOrigin
+		header["Access-Control-Allow-Origin"] = anyOrigin
+		if r.Method == http.MethodOptions {
+			header.Set("Access-Control-Allow-Methods", "GET, HEAD")
+			header.Set("Access-Control-Max-Age", "86400")
+			if requested := r.Header.Get("Access-Control-Request-Headers"); requested != "" {
+				header.Set("Access-Control-Allow-Headers", requested)
+			}
 		}
+		next(w, r)
+	})
+}
+
+// private routes path to a handler whose response no other origin may read: any web page
+// could fetch tokens from a developer's machine.
+func (s *server) private(mux *http.ServeMux, path, allow string, h handler) {
+	mux.HandleFunc(path, s.route(allow, h))
+}
+
+// route rejects methods that are not in allow, answers OPTIONS (RFC 9110 section 9.3.7),
+// and writes the errors of h.
+func (s *server) route(allow string, h handler) http.HandlerFunc {
+	methods := strings.Split(allow, ", ")
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header()["X-Content-Type-Options"] = noSniff
 		switch {
 		case r.Method == http.MethodOptions:
-			header.Set("Allow", allow)
-			if shared {
-				header.Set("Access-Control-Allow-Methods", "GET, HEAD")
-				header.Set("Access-Control-Max-Age", "86400")
-				if asked := r.Header.Get("Access-Control-Request-Headers"); asked != "" {
-					header.Set("Access-Control-Allow-Headers", asked)
-				}
-			}
+			w.Header().Set("Allow", allow)
 			w.WriteHeader(http.StatusNoContent)
 		case !slices.Contains(methods, r.Method):
-			header.Set("Allow", allow)
-			s.writeError(w, refuse(http.StatusMethodNotAllowed, "method_not_allowed", "this path is for %s", allow))
+			w.Header().Set("Allow", allow)
+			writeError(w, s.log, refuse(http.StatusMethodNotAllowed, "method_not_allowed", "this path is for %s", allow))
 		default:
 			if err := h(w, r); err != nil {
-				s.writeError(w, err)
+				writeError(w, s.log, err)
 			}
 		}
-	})
+	}
 }
 
 func (s *server) root(w http.ResponseWriter, r *http.Request) error {
@@ -103,11 +126,12 @@ func (s *server) root(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) jwks(w http.ResponseWriter, r *http.Request) error {
-	set, err := s.keys.jwks(r.Context())
+	set, err := s.store.jwks(r.Context())
 	if err != nil {
 		return err
 	}
-	return s.serve(w, r, set)
+	s.writeDocument(w, r, set)
+	return nil
 }
 
 // metadata returns what clients and verifiers need to know of this issuer (OpenID Connect
@@ -124,17 +148,21 @@ func (s *server) metadata() map[string]any {
 		"response_types_supported":              []string{"id_token"},
 		"subject_types_supported":               []string{"public"},
 		"id_token_signing_alg_values_supported": []string{"RS256"},
-		"grant_types_supported":                 s.grants(),
+		"grant_types_supported":                 s.clients.grants(),
 		"token_endpoint_auth_methods_supported": methods,
 	}
 }
 
-func (s *server) document(d *document) handler {
-	return func(w http.ResponseWriter, r *http.Request) error { return s.serve(w, r, d) }
+// serve returns a handler that responds with d.
+func (s *server) serve(d *document) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		s.writeDocument(w, r, d)
+		return nil
+	}
 }
 
-// serve answers with a document, or with 304 if the client has it (RFC 9110 section 13.1.2).
-func (s *server) serve(w http.ResponseWriter, r *http.Request, d *document) error {
+// writeDocument responds with d, or with 304 if the client has it (RFC 9110 section 13.1.2).
+func (s *server) writeDocument(w http.ResponseWriter, r *http.Request, d *document) {
 	header := w.Header()
 	header["Cache-Control"] = s.cacheControl
 	header["Etag"] = []string{d.etag}
@@ -142,24 +170,43 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request, d *document) erro
 		for tag := range strings.SplitSeq(tags, ",") {
 			if tag = strings.Trim(tag, " \t"); tag == "*" || strings.TrimPrefix(tag, "W/") == d.etag {
 				w.WriteHeader(http.StatusNotModified)
-				return nil
+				return
 			}
 		}
 	}
 	header["Content-Type"] = jsonType
 	header["Content-Length"] = []string{strconv.Itoa(len(d.body))}
 	w.Write(d.body)
-	return nil
 }
 
-// auth is the token endpoint (RFC 6749 section 3.2). All that costs time is done in a
-// turn, so that a request that waits costs its body and nothing else.
+// A tokenResponse is the response of RFC 6749 section 5.1, plus the token as "token".
+type tokenResponse struct {
+	Token       string `json:"token"`
+	AccessToken string `json:"access_token"`
+	TokenType   string `json:"token_type"`
+	ExpiresIn   int64  `json:"expires_in,omitempty"` // 1*DIGIT: clients refuse anything else
+	Scope       string `json:"scope,omitempty"`
+	Fault       string `json:"fault,omitempty"`
+}
+
+// auth is the token endpoint (RFC 6749 section 3.2). It takes its turn before it parses
+// the body, so that a waiting request costs memory for its body and nothing else.
 func (s *server) auth(w http.ResponseWriter, r *http.Request) error {
 	if !s.answersTo(r.Host) {
 		return refuse(http.StatusMisdirectedRequest, "invalid_request",
 			"the Host of the request is not a name of this server: use its address or localhost, or start it with -issuer and the URL that you use")
 	}
-	order, err := s.parseOrder(r.URL.RawQuery)
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return badRequest("the query cannot be read: %v", err)
+	}
+	parse := parseOptions
+	if s.tester != nil {
+		parse = s.tester.parseOptions
+	} else if query.Has("fault") {
+		return badRequest("fault is not for a server with -clients, which issues good tokens only")
+	}
+	options, err := parse(query, s.profile.lifetime)
 	if err != nil {
 		return err
 	}
@@ -167,50 +214,81 @@ func (s *server) auth(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	turn, err := s.keys.turn(r.Context())
+	turn, err := s.store.turn(r.Context())
 	if err != nil {
 		return err
 	}
 	defer turn.release()
-	request, err := parseTokenRequest(r.Header.Get("Content-Type"), body)
+	request, err := parseTokenRequest(r.Header, body)
 	if err != nil {
 		return err
 	}
-	asked, client, err := s.authorize(r, request)
+	claims, client, err := request.authorize(s.clients, s.profile.audience)
+	if err == errUnknownClient {
+		s.logFailure(request)
+	}
 	if err != nil {
 		return err
 	}
-	claims, expires, err := s.claims(turn.now, order.lifetime, asked)
+	d, err := s.profile.draft(turn, options.lifetime, claims)
 	if err != nil {
 		return err
 	}
-	token, err := s.sign(turn, claims, expires, order)
+	token, err := options.sign(d)
 	if err != nil {
 		return err
 	}
 	response := tokenResponse{
 		Token: token, AccessToken: token, TokenType: "Bearer",
-		ExpiresIn: max(expires-turn.now.Unix(), 0), Scope: scope(claims), Fault: order.fault.Name,
+		ExpiresIn: max(d.expires-turn.now.Unix(), 0), Scope: d.scope(), Fault: query.Get("fault"),
 	}
 	if client != "" {
-		aud, _ := texts(encode(claims["aud"]))
-		s.log.Info("token issued", "client", client, "jti", claims["jti"], "aud", aud, "scope", response.Scope, "kid", turn.key.kid, "exp", expires)
+		aud, _ := parseStrings(encode(d.claims["aud"]))
+		s.log.Info("token issued", "client", client, "jti", d.claims["jti"], "aud", aud, "scope", response.Scope, "kid", turn.key.kid, "exp", d.expires)
 	}
 	writeJSON(w, http.StatusOK, response)
 	return nil
 }
 
-// answersTo reports whether /auth may answer to a Host. On an open server that listens on
-// loopback, other names may be those of a web page that had its name lead here.
+// answersTo reports whether /auth may answer to a Host. This stops DNS rebinding: a web
+// page whose own name resolves to 127.0.0.1.
 func (s *server) answersTo(host string) bool {
+	issuer, _ := url.Parse(s.issuer)
 	host = (&url.URL{Host: host}).Hostname()
-	return s.hosts == nil || host == "" || net.ParseIP(host) != nil ||
+	return s.hosts == nil || host == "" || net.ParseIP(host) != nil || strings.EqualFold(issuer.Hostname(), host) ||
 		slices.ContainsFunc(s.hosts, func(name string) bool { return strings.EqualFold(name, host) })
 }
 
+// logFailure logs failed client authentication at most once a minute.
+func (s *server) logFailure(request tokenRequest) {
+	if n := s.failures.add(); n > 0 {
+		var id string
+		if len(request.credentials) > 0 {
+			id = request.credentials[0].id
+		}
+		s.log.Warn("client authentication failed", "client", id[:min(len(id), 100)], "failures", n)
+	}
+}
+
+// untrustedSet responds with the JWK Set that the jku of bad tokens names. It takes a
+// turn, because the key may have to be generated.
+func (s *server) untrustedSet(w http.ResponseWriter, r *http.Request) error {
+	turn, err := s.store.turn(r.Context())
+	if err != nil {
+		return err
+	}
+	defer turn.release()
+	untrusted, err := s.tester.untrusted()
+	if err != nil {
+		return err
+	}
+	s.writeDocument(w, r, untrusted.set)
+	return nil
+}
+
 func (s *server) notFound(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("X-Content-Type-Options", "nosniff")
-	s.writeError(w, refuse(http.StatusNotFound, "not_found",
+	w.Header()["X-Content-Type-Options"] = noSniff
+	writeError(w, s.log, refuse(http.StatusNotFound, "not_found",
 		"nothing is here: the JWK Set is at /.well-known/jwks.json, and tokens come from POST /auth"))
 }
 
@@ -226,7 +304,7 @@ func (s *server) logRequests(next http.Handler) http.Handler {
 	})
 }
 
-// A statusRecorder knows the status of its response.
+// A statusRecorder records the status of a response.
 type statusRecorder struct {
 	http.ResponseWriter
 	status int

@@ -261,9 +261,9 @@ func TestDocuments(t *testing.T) {
 		})
 	}
 	t.Run("the set is rendered when it changes, and not per request", func(t *testing.T) {
-		before, _ := s.keys.jwks(t.Context())
+		before, _ := s.store.jwks(t.Context())
 		s.do("GET", jwksPath, "")
-		if after, _ := s.keys.jwks(t.Context()); after != before {
+		if after, _ := s.store.jwks(t.Context()); after != before {
 			t.Error("one set was rendered twice")
 		}
 	})
@@ -273,7 +273,7 @@ func TestDocuments(t *testing.T) {
 			tag := func(s *testServer) string { return s.do("GET", jwksPath, "").header.Get("ETag") }
 			first := tag(s)
 			time.Sleep(10 * time.Minute)
-			replica := newServer(t, "-keys", string(s.keys.dir), "-publish-ahead", "1s")
+			replica := newTestServer(t, "-keys", string(s.store.dir), "-publish-ahead", "1s")
 			if got := []string{tag(s), tag(replica)}; got[0] != first || got[1] != first {
 				t.Errorf("ETags of one set = %v; want %s", got, first)
 			}
@@ -341,7 +341,7 @@ func TestToken(t *testing.T) {
 					t.Errorf("header = %v; want %v", header, want)
 				}
 				want := map[string]any{"iss": "http://issuer.test", "sub": "user123", "iat": number(test.wantIat), "exp": number(test.wantExp), "jti": claims["jti"]}
-				if s.audience != "" {
+				if s.profile.audience != "" {
 					want["aud"] = "api"
 				}
 				if jti, _ := claims["jti"].(string); jti == "" || !maps.Equal(claims, want) {
@@ -714,7 +714,7 @@ func TestErrors(t *testing.T) {
 	})
 	written := func(err error) response {
 		w := httptest.NewRecorder()
-		s.route("GET", false, func(http.ResponseWriter, *http.Request) error { return err }).ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+		s.route("GET", func(http.ResponseWriter, *http.Request) error { return err }).ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
 		return response{status: w.Code, header: w.Header(), body: w.Body.String()}
 	}
 	t.Run("a quotation mark becomes an apostrophe", func(t *testing.T) {
@@ -737,7 +737,7 @@ func TestErrors(t *testing.T) {
 	t.Run("without a key there is 503 and never an empty set", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s := newServerWithKey(t)
-			dir := string(s.keys.dir)
+			dir := string(s.store.dir)
 			if err := errors.Join(os.RemoveAll(dir), os.WriteFile(dir, nil, 0o600)); err != nil {
 				t.Fatal(err)
 			}
@@ -774,8 +774,8 @@ func TestErrors(t *testing.T) {
 
 func TestTurns(t *testing.T) {
 	takeAll := func(s *testServer) (release func()) {
-		for range cap(s.keys.turns.turns) {
-			release, _ = s.keys.turns.acquire(context.Background())
+		for range cap(s.store.turns.turns) {
+			release, _ = s.store.turns.acquire(context.Background())
 		}
 		return release
 	}
@@ -802,7 +802,7 @@ func TestTurns(t *testing.T) {
 	})
 	bubble("when too many wait, the next one is refused at once", func(t *testing.T, s *testServer) {
 		takeAll(s)
-		many := cap(s.keys.turns.turns) * maxWaiting
+		many := cap(s.store.turns.turns) * maxWaiting
 		for range many {
 			go s.do("POST", "/auth", "")
 		}
@@ -839,7 +839,7 @@ func TestTurns(t *testing.T) {
 		}
 	})
 	bubble("no turn is lost, whatever goes wrong", func(t *testing.T, s *testServer) {
-		for range cap(s.keys.turns.turns) + 1 {
+		for range cap(s.store.turns.turns) + 1 {
 			for path, body := range map[string]string{"/auth": "{", "/auth?fault=no-audience": "", "/auth?expired=true": `{"exp":1e300}`,
 				"/auth?fault=x": "", "/auth?expired=x": "", "/auth?x=1": strings.Repeat("x", maxBody+1), "/auth?x=2": "client_secret=a&client_secret=b", "/auth?x=3": "grant_type=x", "/auth?x=4": nested(33)} {
 				if w := s.do("POST", path, body); w.status/100 != 4 {
@@ -896,9 +896,9 @@ func FuzzTokenRequest(f *testing.F) {
 		f.Add(formType, []byte(body))
 		f.Add("application/json", []byte(body))
 	}
-	s := server{issuer: "http://issuer.test", audience: "api", keys: &keystore{rotation: rotation{tokenTTL: time.Minute}}}
+	profile := tokenProfile{issuer: "http://issuer.test", audience: "api", lifetime: time.Minute}
 	f.Fuzz(func(t *testing.T, label string, body []byte) {
-		request, err := parseTokenRequest(label, body)
+		request, err := parseTokenRequest(http.Header{"Content-Type": {label}}, body)
 		if err != nil {
 			if refusal := (*httpError)(nil); !errors.As(err, &refusal) || refusal.status != 400 {
 				t.Errorf("parseTokenRequest(%q, %q) = %v; want a refusal", label, body, err)
@@ -911,14 +911,14 @@ func FuzzTokenRequest(f *testing.F) {
 			}
 		}
 		now := time.Unix(1_000_000_000, 0)
-		claims, expires, err := s.claims(now, time.Minute, request.claims)
+		d, err := profile.draft(turn{now: now, key: keyAt("a", now.Add(time.Hour))}, time.Minute, request.claims)
 		if err != nil {
 			return
 		}
-		if expires > now.Unix()+60 {
-			t.Errorf("claims(%q, %q) expire at %d; want %d at most", label, body, expires, now.Unix()+60)
+		if d.expires > now.Unix()+60 {
+			t.Errorf("the token of %q, %q expires at %d; want %d at most", label, body, d.expires, now.Unix()+60)
 		}
-		text, err := json.Marshal(claims)
+		text, err := json.Marshal(d.claims)
 		var decoded map[string]any
 		if err != nil || json.Unmarshal(text, &decoded) != nil {
 			t.Fatalf("the claims of %q make no token: %s, %v", body, text, err)
@@ -938,24 +938,25 @@ func FuzzQuery(f *testing.F) {
 	} {
 		f.Add(query)
 	}
-	s := server{keys: &keystore{rotation: rotation{tokenTTL: time.Minute}}}
+	issuer := newTester("http://issuer.test", minBits)
 	f.Fuzz(func(t *testing.T, query string) {
-		o, err := s.parseOrder(query)
-		values, unreadable := url.ParseQuery(query)
+		values, err := url.ParseQuery(query)
+		if err != nil {
+			return // TestQuery shows that it is an error
+		}
+		o, err := issuer.parseOptions(values, time.Minute)
 		given := len(values["expired"]) + len(values["expires_in"]) + len(values["fault"])
 		switch {
 		case err != nil:
-			if refusal := (*httpError)(nil); !errors.As(err, &refusal) || refusal.status != 400 || given == 0 && unreadable == nil {
-				t.Errorf("parseOrder(%q) = %v; want a refusal, and only of what is wrong", query, err)
+			if refusal := (*httpError)(nil); !errors.As(err, &refusal) || refusal.status != 400 || given == 0 {
+				t.Errorf("parseOptions(%q) = %v; want a refusal, and only of what is wrong", query, err)
 			}
-		case unreadable != nil || given > 1:
-			t.Errorf("parseOrder(%q) = %v; want a refusal", query, o)
-		case o.lifetime > time.Minute || o.lifetime%time.Second != 0:
-			t.Errorf("parseOrder(%q) lives for %s; want whole seconds, a minute at most", query, o.lifetime)
-		case given == 0 && (o.lifetime != time.Minute || o.otherKey || o.fault.Name != ""):
-			t.Errorf("parseOrder(%q) = %v; want a good token", query, o)
-		case o.otherKey != (values.Get("expired") == "key") || o.fault.Name != values.Get("fault"):
-			t.Errorf("parseOrder(%q) = %v; want what it asks for", query, o)
+		case given > 1:
+			t.Errorf("parseOptions(%q) = %v; want a refusal", query, o)
+		case o.lifetime > time.Minute || o.lifetime%time.Second != 0 || o.sign == nil:
+			t.Errorf("parseOptions(%q) lives for %s; want whole seconds, a minute at most", query, o.lifetime)
+		case given == 0 && o.lifetime != time.Minute:
+			t.Errorf("parseOptions(%q) = %v; want a good token", query, o)
 		}
 	})
 }

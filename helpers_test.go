@@ -204,9 +204,9 @@ type testServer struct {
 	log *lockedBuffer // what it has logged
 }
 
-// newServer returns a server with these flags. Its keys are in a directory of the test's
+// newTestServer returns a server with these flags. Its keys are in a directory of the test's
 // own, and its issuer is http://issuer.test, unless the flags say otherwise.
-func newServer(t testing.TB, args ...string) *testServer {
+func newTestServer(t testing.TB, args ...string) *testServer {
 	t.Helper()
 	c := flags(t, args...)
 	clients, _, err := c.readFiles()
@@ -219,7 +219,7 @@ func newServer(t testing.TB, args ...string) *testServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{issuer: c.issuer, audience: c.audience, keys: keys, clients: clients, verbose: c.verbose, log: logger}
+	s := newServer(c, "", keys, clients, logger)
 	return &testServer{target: handlerTarget(s.routes()), server: s, log: logged}
 }
 
@@ -234,12 +234,12 @@ func flags(t testing.TB, args ...string) config {
 	return c
 }
 
-// newServerWithKey is newServer with a key that is ready made, so that it makes none.
+// newServerWithKey is newTestServer with a key that is ready made, so that it makes none.
 func newServerWithKey(t testing.TB, args ...string) *testServer {
 	t.Helper()
 	dir := t.TempDir()
 	putKey(t, keyDir(dir), 0, time.Hour)
-	return newServer(t, append([]string{"-keys", dir, "-publish-ahead", "1s"}, args...)...)
+	return newTestServer(t, append([]string{"-keys", dir, "-publish-ahead", "1s"}, args...)...)
 }
 
 // readyMade are two keys for all tests, because making one takes a while. The first has
@@ -271,7 +271,7 @@ func putKey(t testing.TB, dir keyDir, i int, ttl time.Duration) key {
 func keepRunning(t testing.TB, s *testServer) {
 	ctx, stop := context.WithCancel(t.Context())
 	stopped := make(chan struct{})
-	go func() { maintain(ctx, s.keys); close(stopped) }()
+	go func() { s.store.maintain(ctx); close(stopped) }()
 	t.Cleanup(func() { stop(); <-stopped })
 }
 

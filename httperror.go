@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"regexp"
 	"strings"
@@ -28,7 +29,7 @@ func badRequest(format string, args ...any) error {
 
 // writeError answers with err. Errors that are not for the client are logged and answered
 // with a generic 500.
-func (s *server) writeError(w http.ResponseWriter, err error) {
+func writeError(w http.ResponseWriter, log *slog.Logger, err error) {
 	e := &httpError{status: http.StatusInternalServerError, code: "server_error", description: "the server failed: its log says why"}
 	switch {
 	case errors.As(err, &e):
@@ -38,7 +39,7 @@ func (s *server) writeError(w http.ResponseWriter, err error) {
 		e = &httpError{status: http.StatusServiceUnavailable, code: "temporarily_unavailable",
 			description: "the server has no key and cannot store one: its log says why; try again later"}
 	default:
-		s.log.Error("cannot answer", "error", oneLine(err))
+		log.Error("cannot answer", "error", oneLine(err))
 	}
 	switch e.status {
 	case http.StatusServiceUnavailable:

@@ -61,8 +61,8 @@ func checkMembers(d *json.Decoder) error {
 	return nil
 }
 
-// text reads a JSON string. Its error is the end of a sentence.
-func text(raw json.RawMessage) (string, error) {
+// parseString parses a JSON string. Its error is the end of a sentence.
+func parseString(raw json.RawMessage) (string, error) {
 	var s *string
 	if err := json.Unmarshal(raw, &s); err != nil || s == nil {
 		return "", errors.New("has to be a string")
@@ -70,9 +70,9 @@ func text(raw json.RawMessage) (string, error) {
 	return *s, nil
 }
 
-// texts reads a JSON string, or an array of strings.
-func texts(raw json.RawMessage) ([]string, error) {
-	if one, err := text(raw); err == nil {
+// parseStrings parses a JSON string, or an array of strings.
+func parseStrings(raw json.RawMessage) ([]string, error) {
+	if one, err := parseString(raw); err == nil {
 		return []string{one}, nil
 	}
 	var list []*string

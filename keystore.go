@@ -323,7 +323,7 @@ func (s *keystore) describe(k key) []any {
 func clock() time.Time { return time.Now().Round(0).UTC() }
 
 // maintain keeps the queue of keys full and follows the directory until ctx ends.
-func maintain(ctx context.Context, s *keystore) {
+func (s *keystore) maintain(ctx context.Context) {
 	signs, warned := "", map[string]bool{} // a kid, and names
 	var disk, files trouble
 	ticker := time.NewTicker(tick)

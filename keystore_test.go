@@ -371,8 +371,8 @@ func TestHorizon(t *testing.T) {
 	bubble(t, "far keys are published, and the log names each once", func(t *testing.T) {
 		dir := keyDir(t.TempDir())
 		farthest, far := putKey(t, dir, 0, 40*year), putKey(t, dir, 1, 6*time.Hour)
-		s := newServer(t, "-keys", string(dir))
-		s.keys.bits = 1024
+		s := newTestServer(t, "-keys", string(dir))
+		s.store.bits = 1024
 		keepRunning(t, s)
 		signers := map[string]bool{}
 		for range 6 * 12 {
@@ -514,7 +514,7 @@ func takeAll(t *testing.T, l *limiter) (release func()) {
 // signer returns the key with which a store signs now.
 func signer(t *testing.T, s *testServer) key {
 	t.Helper()
-	turn, err := s.keys.turn(t.Context())
+	turn, err := s.store.turn(t.Context())
 	ok(t, err)
 	turn.release()
 	return turn.key
@@ -524,7 +524,7 @@ func signer(t *testing.T, s *testServer) key {
 func look(t *testing.T, stores ...*testServer) {
 	t.Helper()
 	for _, s := range stores {
-		ok(t, s.keys.grow(t.Context(), s.keys.ahead()))
+		ok(t, s.store.grow(t.Context(), s.store.ahead()))
 	}
 }
 
@@ -533,10 +533,10 @@ func sleepUntil(at time.Time) { time.Sleep(time.Until(at)) }
 func TestStore(t *testing.T) {
 	for _, dir := range []string{t.TempDir(), ""} {
 		bubble(t, fmt.Sprintf("three keys are made at first and then one each 45 minutes, and each event is logged once/directory %t", dir != ""), func(t *testing.T) {
-			s := newServer(t, "-keys", dir)
-			s.keys.bits = 1024
+			s := newTestServer(t, "-keys", dir)
+			s.store.bits = 1024
 			keepRunning(t, s)
-			start, first := time.Now(), s.keys.keys[0]
+			start, first := time.Now(), s.store.keys[0]
 			for _, test := range []struct {
 				after               time.Duration
 				wantMade, wantAlive int
@@ -560,13 +560,13 @@ func TestStore(t *testing.T) {
 		})
 	}
 	bubble(t, "the clock is read once all waiting is over", func(t *testing.T) {
-		s := newServer(t)
-		first, second := s.keys.keys[0], s.keys.keys[1]
-		release := takeAll(t, s.keys.turns)
-		sleepUntil(s.keys.signsUntil(first))
+		s := newTestServer(t)
+		first, second := s.store.keys[0], s.store.keys[1]
+		release := takeAll(t, s.store.turns)
+		sleepUntil(s.store.signsUntil(first))
 		var got turn
 		var wg sync.WaitGroup
-		wg.Go(func() { got, _ = s.keys.turn(t.Context()) })
+		wg.Go(func() { got, _ = s.store.turn(t.Context()) })
 		time.Sleep(maxWait - 1)
 		release()
 		wg.Wait()
@@ -575,8 +575,8 @@ func TestStore(t *testing.T) {
 	})
 	bubble(t, "an expired key is not served from its expiry on", func(t *testing.T) {
 		time.Sleep(time.Millisecond) // a start is seldom on a second
-		s := newServer(t)
-		first := s.keys.keys[0]
+		s := newTestServer(t)
+		first := s.store.keys[0]
 		equal(t, "the first key expires", first.expires, clock().Add(time.Hour+time.Second-time.Millisecond))
 		before := s.set(t)
 		sleepUntil(first.expires.Add(-1))
@@ -586,12 +586,12 @@ func TestStore(t *testing.T) {
 		equal(t, "set at its expiry", s.set(t).kids(), before.kids())
 	})
 	bubble(t, "the set is made again only when it changes", func(t *testing.T) {
-		s := newServer(t)
+		s := newTestServer(t)
 		sets := map[*document]bool{}
 		for range 59 {
 			time.Sleep(10 * time.Second)
 			look(t, s)
-			sets[must(s.keys.jwks(t.Context()))] = true
+			sets[must(s.store.jwks(t.Context()))] = true
 		}
 		equal(t, "sets of the same keys", len(sets), 1)
 		now := clock()
@@ -600,7 +600,7 @@ func TestStore(t *testing.T) {
 			want int
 		}{{want: 3}, {at: time.Hour, want: 2}, {want: 3}, {at: 24 * time.Hour}, {at: -time.Hour, want: 3}, {at: 40 * year}, {want: 3}} {
 			keys := 0
-			if set := s.keys.current(now.Add(test.at)); set != nil {
+			if set := s.store.current(now.Add(test.at)); set != nil {
 				keys = len(parseSet(t, string(set.body)))
 			}
 			equal(t, fmt.Sprintf("keys in the set of a clock %s ahead", test.at), keys, test.want)
@@ -608,7 +608,7 @@ func TestStore(t *testing.T) {
 	})
 	for _, dir := range []string{t.TempDir(), ""} {
 		bubble(t, fmt.Sprintf("requests that find no key make one together/directory %t", dir != ""), func(t *testing.T) {
-			s := newServer(t, "-keys", dir)
+			s := newTestServer(t, "-keys", dir)
 			time.Sleep(25 * time.Hour)
 			var wg sync.WaitGroup
 			for range 50 {
@@ -637,11 +637,11 @@ func TestStore(t *testing.T) {
 		for _, restart := range []bool{false, true} {
 			bubble(t, fmt.Sprintf("keys that verifiers know sign first after a sleep or a restart/%s restart %t", test.away, restart), func(t *testing.T) {
 				dir := t.TempDir()
-				s := newServer(t, "-keys", dir)
+				s := newTestServer(t, "-keys", dir)
 				before, old := s.set(t), s.token(t, "", "")
 				time.Sleep(test.away)
 				if restart {
-					s = newServer(t, "-keys", dir)
+					s = newTestServer(t, "-keys", dir)
 				}
 				token := s.token(t, "", "")
 				set := s.set(t)
@@ -667,7 +667,7 @@ func TestStore(t *testing.T) {
 		dir := keyDir(t.TempDir())
 		putKey(t, dir, 0, time.Hour)
 		lesser := putKey(t, dir, 1, time.Hour)
-		s := newServer(t, "-keys", string(dir), "-publish-ahead", "1s")
+		s := newTestServer(t, "-keys", string(dir), "-publish-ahead", "1s")
 		equal(t, "signer", signer(t, s).kid, lesser.kid)
 		equal(t, "keys published", len(s.set(t)), 2)
 	})
@@ -676,8 +676,8 @@ func TestStore(t *testing.T) {
 func TestTokensVerifyForThreeDaysOfRotation(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newServer(t)
-		s.keys.bits = 1024
+		s := newTestServer(t)
+		s.store.bits = 1024
 		start, random := time.Now(), rand.New(rand.NewPCG(1, 2))
 		const step = 15 * time.Second // the loop looks each second, and what it does in time a later look does, too
 		var (
@@ -693,7 +693,7 @@ func TestTokensVerifyForThreeDaysOfRotation(t *testing.T) {
 			defer mu.Unlock()
 			if w := s.do("GET", jwksPath, "", "If-None-Match", etag); w.status != http.StatusNotModified {
 				etag, set = w.header.Get("ETag"), parseSet(t, w.body)
-				expires := keyFiles(t, s.keys.dir)
+				expires := keyFiles(t, s.store.dir)
 				for kid := range set {
 					kids[kid] = true
 					if !time.Now().Before(expires[kid]) {
@@ -708,7 +708,7 @@ func TestTokensVerifyForThreeDaysOfRotation(t *testing.T) {
 			defer mu.Unlock()
 			claims, err := s.set(t).verify(token)
 			wantError(t, when+", with the set of then: verify", err, "")
-			_, err = history[max(0, len(history)-1-int(s.keys.publishAhead/step))].verify(token)
+			_, err = history[max(0, len(history)-1-int(s.store.publishAhead/step))].verify(token)
 			wantError(t, when+", with a set fetched publish-ahead before: verify", err, "")
 			return claims
 		}
@@ -731,7 +731,7 @@ func TestTokensVerifyForThreeDaysOfRotation(t *testing.T) {
 				next = next.Add(time.Duration(random.Int64N(int64(8 * time.Minute))))
 				use(s.token(t, "", ""))
 			}
-			if takeover := s.keys.signsUntil(signer(t, s)).Add(1); takeover.Before(round) {
+			if takeover := s.store.signsUntil(signer(t, s)).Add(1); takeover.Before(round) {
 				sleepUntil(takeover)
 				use(s.token(t, "", ""))
 			}
@@ -749,7 +749,7 @@ func TestReplicas(t *testing.T) {
 		dir := t.TempDir()
 		var replicas []*testServer
 		for range 3 {
-			s := newServer(t, "-keys", dir)
+			s := newTestServer(t, "-keys", dir)
 			keepRunning(t, s)
 			replicas = append(replicas, s)
 			time.Sleep(333 * time.Millisecond)
@@ -769,10 +769,10 @@ func TestReplicas(t *testing.T) {
 	})
 	bubble(t, "a key that another replica made meanwhile is not made again", func(t *testing.T) {
 		dir := t.TempDir()
-		a := newServer(t, "-keys", dir)
-		b := newServer(t, "-keys", dir)
+		a := newTestServer(t, "-keys", dir)
+		b := newTestServer(t, "-keys", dir)
 		time.Sleep(10*time.Minute + time.Second) // a key is due
-		release := takeAll(t, a.keys.turns)      // so that making it takes a while
+		release := takeAll(t, a.store.turns)     // so that making it takes a while
 		var wg sync.WaitGroup
 		wg.Go(func() { look(t, a) })
 		synctest.Wait()
@@ -780,14 +780,14 @@ func TestReplicas(t *testing.T) {
 		release()
 		wg.Wait()
 		equal(t, "keys made", len(keyFiles(t, keyDir(dir))), 4)
-		equal(t, "keys of the slow replica", namesOf(a.keys.keys), namesOf(b.keys.keys))
-		wantInLog(t, a.log, 1, `msg="key found" kid=`+b.keys.keys[3].kid)
-		equal(t, "its own is kept to be used later", a.keys.spare != nil, true)
+		equal(t, "keys of the slow replica", namesOf(a.store.keys), namesOf(b.store.keys))
+		wantInLog(t, a.log, 1, `msg="key found" kid=`+b.store.keys[3].kid)
+		equal(t, "its own is kept to be used later", a.store.spare != nil, true)
 	})
 	bubble(t, "a listing that is as old as a cache hurts nobody", func(t *testing.T) {
 		dir := t.TempDir()
-		a := newServer(t, "-keys", dir)
-		b := newServer(t, "-keys", dir)
+		a := newTestServer(t, "-keys", dir)
+		b := newTestServer(t, "-keys", dir)
 		for i := range 6 * 360 {
 			look(t, a)
 			if i%30 == 29 {
@@ -812,9 +812,9 @@ func TestRevocation(t *testing.T) {
 	} {
 		bubble(t, "a revoked key is neither published nor signs/"+test.name, func(t *testing.T) {
 			dir := keyDir(t.TempDir())
-			a := newServer(t, "-keys", string(dir))
-			b := newServer(t, "-keys", string(dir))
-			first, second := a.keys.keys[0], a.keys.keys[1]
+			a := newTestServer(t, "-keys", string(dir))
+			b := newTestServer(t, "-keys", string(dir))
+			first, second := a.store.keys[0], a.store.keys[1]
 			check := func(when string, servers ...*testServer) {
 				t.Helper()
 				for _, s := range servers {
@@ -829,21 +829,21 @@ func TestRevocation(t *testing.T) {
 			check("at the next look", a, b)
 			equal(t, "the .pem file is there", exists(name+".pem"), beside) // nobody stores it again
 			wantInLog(t, a.log, 1, `msg="key revoked" kid=`+first.kid)
-			c := newServer(t, "-keys", string(dir))
+			c := newTestServer(t, "-keys", string(dir))
 			check("after a restart", c)
 			ok(t, dir.write(first)) // as a server does that has not looked
 			look(t, a, b, c)
-			check("when its file is there again", a, b, c, newServer(t, "-keys", string(dir)))
+			check("when its file is there again", a, b, c, newTestServer(t, "-keys", string(dir)))
 			ok(t, os.RemoveAll(name+".revoked"), os.RemoveAll(name+".pem.revoked"))
 			look(t, a, b, c)
 			check("when the .revoked file is gone", a, b, c)
 		})
 	}
 	bubble(t, "when all keys are revoked a new one signs", func(t *testing.T) {
-		s := newServer(t)
+		s := newTestServer(t)
 		before := s.set(t)
-		for _, k := range s.keys.keys {
-			ok(t, os.Rename(s.keys.dir.path(k.name()+".pem"), s.keys.dir.path(k.name()+".revoked")))
+		for _, k := range s.store.keys {
+			ok(t, os.Rename(s.store.dir.path(k.name()+".pem"), s.store.dir.path(k.name()+".revoked")))
 		}
 		look(t, s)
 		equal(t, "a revoked key signs", before[signer(t, s).kid] != nil, false)
@@ -866,8 +866,8 @@ func unwritable(t *testing.T, dir keyDir) keyDir {
 
 func TestTrouble(t *testing.T) {
 	bubble(t, "keys in hand outlive their directory, and no key is used before it is stored", func(t *testing.T) {
-		s := newServer(t)
-		start, known, dir := time.Now(), s.set(t), string(s.keys.dir)
+		s := newTestServer(t)
+		start, known, dir := time.Now(), s.set(t), string(s.store.dir)
 		ok(t, os.Rename(dir, dir+".away"), os.WriteFile(dir, nil, 0o600))
 		for _, test := range []struct {
 			after               time.Duration
@@ -880,7 +880,7 @@ func TestTrouble(t *testing.T) {
 			{after: 150 * time.Minute, wantKeys: 0, wantSigns: http.StatusServiceUnavailable},
 		} {
 			sleepUntil(start.Add(test.after))
-			wantError(t, "grow", s.keys.grow(t.Context(), s.keys.ahead()), "cannot read the keys directory")
+			wantError(t, "grow", s.store.grow(t.Context(), s.store.ahead()), "cannot read the keys directory")
 			var set keySet
 			if w := s.do("GET", jwksPath, ""); w.status == http.StatusOK {
 				set = parseSet(t, w.body)
@@ -895,45 +895,45 @@ func TestTrouble(t *testing.T) {
 		s.token(t, "", "") // when the directory is back
 	})
 	bubble(t, "a key whose file is missing is kept and stored again", func(t *testing.T) {
-		s := newServer(t)
-		set := must(s.keys.jwks(t.Context()))
-		files := must(os.ReadDir(string(s.keys.dir)))
+		s := newTestServer(t)
+		set := must(s.store.jwks(t.Context()))
+		files := must(os.ReadDir(string(s.store.dir)))
 		for lost := range 4 { // a partial listing; at last an empty mount point
 			for _, f := range files[:lost] {
-				ok(t, os.Remove(s.keys.dir.path(f.Name())))
+				ok(t, os.Remove(s.store.dir.path(f.Name())))
 			}
 			look(t, s)
-			found, faulty := s.keys.dir.loadAll(comparison{unknown: namesOf(s.keys.keys)}, nil)
-			equal(t, fmt.Sprintf("%d lost: files", lost), namesOf(found), namesOf(s.keys.keys))
+			found, faulty := s.store.dir.loadAll(comparison{unknown: namesOf(s.store.keys)}, nil)
+			equal(t, fmt.Sprintf("%d lost: files", lost), namesOf(found), namesOf(s.store.keys))
 			equal(t, fmt.Sprintf("%d lost: faulty files", lost), len(faulty), 0)
-			equal(t, fmt.Sprintf("%d lost: the set has changed", lost), must(s.keys.jwks(t.Context())) != set, false)
+			equal(t, fmt.Sprintf("%d lost: the set has changed", lost), must(s.store.jwks(t.Context())) != set, false)
 		}
 		wantInLog(t, s.log, 3, "key stored again") // once a key
 	})
 	bubble(t, "storing a key again does not use up the spare one", func(t *testing.T) {
-		s := newServer(t)
-		s.keys.spare = readyMade()[0]
-		ok(t, os.Remove(s.keys.dir.path(s.keys.keys[1].name()+".pem")))
+		s := newTestServer(t)
+		s.store.spare = readyMade()[0]
+		ok(t, os.Remove(s.store.dir.path(s.store.keys[1].name()+".pem")))
 		look(t, s)
-		equal(t, "the spare key is there yet", s.keys.spare == readyMade()[0], true)
+		equal(t, "the spare key is there yet", s.store.spare == readyMade()[0], true)
 	})
 	bubble(t, "a key that cannot be stored is kept to be stored later, and only once", func(t *testing.T) {
-		s := newServer(t, "-publish-ahead", "1s")
-		dir := s.keys.dir
+		s := newTestServer(t, "-publish-ahead", "1s")
+		dir := s.store.dir
 		time.Sleep(time.Hour)
 		for range 3 {
-			s.keys.dir = unwritable(t, dir)
-			wantError(t, "grow", s.keys.grow(t.Context(), s.keys.ahead()), "cannot store a key")
+			s.store.dir = unwritable(t, dir)
+			wantError(t, "grow", s.store.grow(t.Context(), s.store.ahead()), "cannot store a key")
 		}
-		spare := s.keys.spare
-		s.keys.dir = dir
+		spare := s.store.spare
+		s.store.dir = dir
 		look(t, s)
 		equal(t, "the spare key signs", signer(t, s).private == spare, true)
-		equal(t, "a key is spare", s.keys.spare != nil, false)
+		equal(t, "a key is spare", s.store.spare != nil, false)
 	})
 	bubble(t, "no request waits for a directory that hangs", func(t *testing.T) {
-		s := newServer(t, "-publish-ahead", "1s")
-		release := takeAll(t, s.keys.making) // as a hung look does
+		s := newTestServer(t, "-publish-ahead", "1s")
+		release := takeAll(t, s.store.making) // as a hung look does
 		defer release()
 		begin := time.Now()
 		s.token(t, "", "")
@@ -941,28 +941,28 @@ func TestTrouble(t *testing.T) {
 		equal(t, "waited with a key in hand", time.Since(begin), 0*time.Second)
 		time.Sleep(time.Hour)
 		for what, f := range map[string]func() error{
-			"turn": func() error { _, err := s.keys.turn(t.Context()); return err },
-			"jwks": func() error { _, err := s.keys.jwks(t.Context()); return err },
+			"turn": func() error { _, err := s.store.turn(t.Context()); return err },
+			"jwks": func() error { _, err := s.store.jwks(t.Context()); return err },
 		} {
 			begin := time.Now()
 			wantError(t, what, f(), errNoKey.Error()+": "+context.DeadlineExceeded.Error())
 			equal(t, what+" without a key waited", time.Since(begin), maxWait)
 		}
-		takeAll(t, s.keys.turns)() // none was lost
+		takeAll(t, s.store.turns)() // none was lost
 	})
 	t.Run("no stop waits for a directory that hangs", func(t *testing.T) {
 		s := newServerWithKey(t)
 		ctx, stop := context.WithCancel(t.Context())
 		stopped := make(chan error)
-		s.keys.mu.Lock() // holds up a look as such a directory does
-		go func() { stopped <- s.keys.grow(ctx, s.keys.ahead()) }()
-		for len(s.keys.making.turns) > 0 {
+		s.store.mu.Lock() // holds up a look as such a directory does
+		go func() { stopped <- s.store.grow(ctx, s.store.ahead()) }()
+		for len(s.store.making.turns) > 0 {
 			runtime.Gosched()
 		}
 		stop()
 		equal(t, "grow", <-stopped, context.Canceled)
-		s.keys.mu.Unlock()
-		takeAll(t, s.keys.making)() // the look ends by itself
+		s.store.mu.Unlock()
+		takeAll(t, s.store.making)() // the look ends by itself
 	})
 }
 
@@ -1027,8 +1027,8 @@ func TestLogOfTrouble(t *testing.T) {
 		ok(t, os.Rename(string(from), string(to)))
 	}
 	bubble(t, "a trouble is logged once a minute with how long the keys in hand sign, and its end once", func(t *testing.T) {
-		s := newServer(t, "-publish-ahead", "1s") // one key, which signs for 45 minutes
-		dir := s.keys.dir
+		s := newTestServer(t, "-publish-ahead", "1s") // one key, which signs for 45 minutes
+		dir := s.store.dir
 		keepRunning(t, s)
 		move(t, dir, dir+".away")
 		time.Sleep(44*time.Minute + 30*time.Second)
@@ -1042,8 +1042,8 @@ func TestLogOfTrouble(t *testing.T) {
 		count(t, s, 46, "level=ERROR")
 	})
 	bubble(t, "a directory that comes and goes does not fill the log", func(t *testing.T) {
-		s := newServer(t)
-		dir := s.keys.dir
+		s := newTestServer(t)
+		dir := s.store.dir
 		keepRunning(t, s)
 		time.Sleep(time.Millisecond)
 		for range 100 {
@@ -1056,8 +1056,8 @@ func TestLogOfTrouble(t *testing.T) {
 		count(t, s, 10, "recovered")
 	})
 	bubble(t, "a faulty file and a missing directory are both told, and so is that they are over", func(t *testing.T) {
-		s := newServer(t)
-		dir := s.keys.dir
+		s := newTestServer(t)
+		dir := s.store.dir
 		keepRunning(t, s)
 		path := writeFile(t, dir, "key.pem", "")
 		time.Sleep(5 * time.Second)
@@ -1074,21 +1074,21 @@ func TestLogOfTrouble(t *testing.T) {
 		count(t, s, 1, "recovered: cannot maintain the keys")
 	})
 	bubble(t, "a directory that does not answer is told of, and a stop does not wait for it", func(t *testing.T) {
-		s := newServer(t)
+		s := newTestServer(t)
 		keepRunning(t, s)
 		synctest.Wait()
-		release := takeAll(t, s.keys.making)
+		release := takeAll(t, s.store.making)
 		time.Sleep(slowDir + tick)
-		count(t, s, 1, `error="not done after 10s: the keys directory `+string(s.keys.dir)+` does not answer`)
+		count(t, s, 1, `error="not done after 10s: the keys directory `+string(s.store.dir)+` does not answer`)
 		release()
 		time.Sleep(tick)
 		count(t, s, 1, "recovered")
-		takeAll(t, s.keys.making) // and it hangs while the test ends
+		takeAll(t, s.store.making) // and it hangs while the test ends
 	})
 	bubble(t, "a server that cannot write says so only while it wants to", func(t *testing.T) {
 		dir := keyDir(t.TempDir())
 		putKey(t, dir, 0, time.Hour)
-		s := newServer(t, "-keys", string(unwritable(t, dir)), "-publish-ahead", "1s")
+		s := newTestServer(t, "-keys", string(unwritable(t, dir)), "-publish-ahead", "1s")
 		keepRunning(t, s)
 		time.Sleep(44 * time.Minute)
 		count(t, s, 0, "level=ERROR")
@@ -1103,7 +1103,7 @@ func TestAServerThatComesBack(t *testing.T) {
 	const away = 40 * time.Minute
 	policy := []string{"-key-ttl", "10m", "-token-ttl", "1m", "-publish-ahead", "10m"}
 	server := func(t *testing.T, dir string) *testServer {
-		return newServer(t, append([]string{"-keys", dir}, policy...)...)
+		return newTestServer(t, append([]string{"-keys", dir}, policy...)...)
 	}
 	// signsAsOne reports whether a token of b is good at a at once, and of the key that a signs with.
 	signsAsOne := func(t *testing.T, a, b *testServer) {

@@ -4,7 +4,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -83,10 +82,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	addr := listener.Addr().(*net.TCPAddr)
 	base := baseURL(c.addr, addr, secure != nil)
-	s := &server{
-		issuer: cmp.Or(c.issuer, base), audience: c.audience,
-		keys: keys, clients: clients, verbose: c.verbose, log: logger,
-	}
+	s := newServer(c, base, keys, clients, logger)
 	if clients == nil && addr.IP.IsLoopback() {
 		name, _, _ := net.SplitHostPort(c.addr)
 		s.hosts = []string{"localhost", name}
@@ -98,7 +94,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	announce(logger, c, s.issuer, base, addr.IP.IsLoopback())
 	fmt.Fprintln(stdout, base)
 
-	go maintain(ctx, keys)
+	go keys.maintain(ctx)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	select {
@@ -116,7 +112,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 }
 
 // readFiles reads the files that flags name; nil for those that are not given.
-func (c config) readFiles() (clients map[string]client, secure *tls.Config, err error) {
+func (c config) readFiles() (clients registry, secure *tls.Config, err error) {
 	if c.clients != "" {
 		if clients, err = readClients(c.clients); err != nil {
 			return nil, nil, err

@@ -235,7 +235,7 @@ func TestAKeyFileMayBeALink(t *testing.T) {
 	dir, elsewhere := t.TempDir(), keyDir(t.TempDir())
 	k := putKey(t, elsewhere, 0, time.Hour)
 	ok(t, os.Symlink(elsewhere.path(k.name()+".pem"), keyDir(dir).path(k.name()+".pem")))
-	if kid := kidOf(t, newServer(t, "-keys", dir, "-publish-ahead", "1s").token(t, "", "")); kid != k.kid {
+	if kid := kidOf(t, newTestServer(t, "-keys", dir, "-publish-ahead", "1s").token(t, "", "")); kid != k.kid {
 		t.Errorf("%s signs; want the key behind the link, %s", kid, k.kid)
 	}
 }

@@ -20,8 +20,8 @@ const (
 	maxBody   = 16 << 10 // bytes of a token request
 	maxClaims = 128      // in it, because each costs time to sign
 
-	past    = time.Hour               // how long ago an expired token expired, because leeways reach five minutes
-	maxPast = 10 * 365 * 24 * 60 * 60 // seconds ago at most
+	expiredAgo    = time.Hour               // age of an expired token's exp; well beyond common leeways of up to five minutes
+	maxExpiredAgo = 10 * 365 * 24 * 60 * 60 // seconds
 )
 
 // readBody reads the body of a token request, which may be absent.
@@ -36,11 +36,11 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	return bytes.TrimSpace(body), nil
 }
 
-// A tokenRequest is what the body of POST /auth says.
+// A tokenRequest is the body of POST /auth and the credentials of its sender.
 type tokenRequest struct {
-	grant      string                     // grant_type; may be absent
-	id, secret string                     // of a client that authenticates in the body
-	claims     map[string]json.RawMessage // asked for; never nil
+	grant       string // grant_type; may be absent
+	credentials []credential
+	claims      map[string]json.RawMessage // requested; never nil
 }
 
 // aliases are OAuth parameters that are claims under another name.
@@ -48,19 +48,20 @@ var aliases = map[string]string{"username": "sub", "audience": "aud", "resource"
 
 // parseTokenRequest reads a body: a JSON object of claims, known by its first character,
 // or a form as in RFC 6749 section 4.4.2.
-func parseTokenRequest(contentType string, body []byte) (tokenRequest, error) {
-	parameters, err := parseBody(contentType, body)
+func parseTokenRequest(header http.Header, body []byte) (tokenRequest, error) {
+	parameters, err := parseBody(header.Get("Content-Type"), body)
 	if err != nil {
 		return tokenRequest{}, err
 	}
 	request := tokenRequest{claims: map[string]json.RawMessage{}}
-	own := map[string]*string{"grant_type": &request.grant, "client_id": &request.id, "client_secret": &request.secret}
+	var inBody credential
+	own := map[string]*string{"grant_type": &request.grant, "client_id": &inBody.id, "client_secret": &inBody.secret}
 	for name, raw := range parameters {
 		switch claim := cmp.Or(aliases[name], name); name {
 		case "expired", "expires_in", "fault":
 			return tokenRequest{}, badRequest("%s belongs in the query: POST /auth?%s=...", name, name)
 		case "grant_type", "client_id", "client_secret":
-			if *own[name], err = text(raw); err != nil {
+			if *own[name], err = parseString(raw); err != nil {
 				return tokenRequest{}, badRequest("%s %v", name, err)
 			}
 		case "password", "client_assertion", "client_assertion_type", "refresh_token": // never in a token
@@ -71,7 +72,8 @@ func parseTokenRequest(contentType string, body []byte) (tokenRequest, error) {
 			request.claims[claim] = raw
 		}
 	}
-	return request, nil
+	request.credentials, err = parseCredentials(header.Get("Authorization"), inBody)
+	return request, err
 }
 
 func parseBody(contentType string, body []byte) (map[string]json.RawMessage, error) {
@@ -128,74 +130,65 @@ func parseForm(contentType, body string) (map[string]json.RawMessage, error) {
 	return parameters, nil
 }
 
-// An order is what the query of POST /auth asks for.
-type order struct {
-	lifetime time.Duration // from now to exp; negative if the token has expired
-	otherKey bool          // sign with a key that is not in the JWK Set
-	fault    fault         // may be empty
+// tokenOptions are the query parameters of POST /auth.
+type tokenOptions struct {
+	lifetime time.Duration                // from now to exp; negative if the token has expired
+	sign     func(*draft) (string, error) // returns the token
 }
 
-// parseOrder reads a query. At most one of its parameters asks for a kind of token.
-func (s *server) parseOrder(query string) (order, error) {
-	values, err := url.ParseQuery(query)
+// parseOptions parses expired and expires_in, which exclude each other. longest is the
+// lifetime of a token without either.
+func parseOptions(query url.Values, longest time.Duration) (tokenOptions, error) {
+	name, err := oneOf(query, "expired", "expires_in")
 	if err != nil {
-		return order{}, badRequest("the query cannot be read: %v", err)
+		return tokenOptions{}, err
 	}
-	o := order{lifetime: s.keys.tokenTTL.Truncate(time.Second)}
-	var given []string
-	for _, name := range []string{"expired", "expires_in", "fault"} {
-		given = append(given, values[name]...)
-	}
-	if len(given) == 0 {
-		return o, nil
-	}
-	if len(given) > 1 {
-		return order{}, badRequest("give one of expired, expires_in and fault, once")
-	}
-	switch value := given[0]; {
-	case values.Has("expires_in"):
-		longest := int64(o.lifetime / time.Second)
-		n, err := strconv.ParseInt(value, 10, 64)
-		if err != nil || n > longest || n < -maxPast {
-			return order{}, badRequest("expires_in has to be a number of seconds from -%d to %d", maxPast, longest)
-		}
-		o.lifetime = time.Duration(n) * time.Second
-	case values.Has("fault"):
-		if s.clients != nil {
-			return order{}, badRequest("fault is not for a server with -clients, which issues good tokens only")
-		}
-		if o.fault, err = findFault(value); err != nil {
-			return order{}, err
-		}
-		if o.fault.expired {
-			o.lifetime = -past
-		}
-	default:
-		o.otherKey = value == "key"
+	o := tokenOptions{lifetime: longest, sign: (*draft).sign}
+	switch value := query.Get(name); name {
+	case "expired":
 		expired, err := strconv.ParseBool(cmp.Or(value, "true"))
-		if err != nil && !o.otherKey {
-			return order{}, badRequest("expired has to be true, false or key")
+		if err != nil {
+			return tokenOptions{}, badRequest("expired has to be true or false")
 		}
-		if expired || o.otherKey {
-			o.lifetime = -past
+		if expired {
+			o.lifetime = -expiredAgo
 		}
+	case "expires_in":
+		most := int64(longest / time.Second)
+		seconds, err := strconv.ParseInt(value, 10, 64)
+		if err != nil || seconds > most || seconds < -maxExpiredAgo {
+			return tokenOptions{}, badRequest("expires_in has to be a number of seconds from -%d to %d", maxExpiredAgo, most)
+		}
+		o.lifetime = time.Duration(seconds) * time.Second
 	}
 	return o, nil
 }
 
-// A credential is what a client says of itself.
-type credential struct{ id, secret string }
+// oneOf returns the one of names that a query has; "" if it has none. They exclude each other.
+func oneOf(query url.Values, names ...string) (name string, err error) {
+	given := 0
+	for _, n := range names {
+		if query.Has(n) {
+			name = n
+			given += len(query[n])
+		}
+	}
+	if given > 1 {
+		last := len(names) - 1
+		return "", badRequest("give one of %s and %s, once", strings.Join(names[:last], ", "), names[last])
+	}
+	return name, nil
+}
 
-// credentials returns what the sender of r says of itself (RFC 6749 section 2.3.1). A
-// Basic one is returned both form-decoded, as the RFC wants it, and as sent, because curl,
-// requests and axios do not encode.
-func credentials(r *http.Request, request tokenRequest) ([]credential, error) {
-	inBody := credential{id: request.id, secret: request.secret}
-	if r.Header.Get("Authorization") == "" {
+// parseCredentials returns the client credentials of a request: those in the body, or those
+// of HTTP Basic (RFC 6749 section 2.3.1). HTTP Basic credentials are returned twice,
+// form-decoded (RFC 6749) and verbatim (curl, requests, axios).
+func parseCredentials(authorization string, inBody credential) ([]credential, error) {
+	if authorization == "" {
 		return []credential{inBody}, nil
 	}
 	var list []credential
-	scheme, encoded, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	scheme, encoded, _ := strings.Cut(authorization, " ")
 	basic := &http.Request{Header: http.Header{"Authorization": {scheme + " " + strings.TrimLeft(encoded, " ")}}}
 	if id, secret, ok := basic.BasicAuth(); ok {
 		list = []credential{{id: id, secret: secret}}
@@ -214,42 +207,32 @@ func credentials(r *http.Request, request tokenRequest) ([]credential, error) {
 	return list, nil
 }
 
-// authorize returns the claims that the sender of r gets: on an open server those that it
-// asks for, otherwise those registered for the client, narrowed to what it asks for. The
-// client is empty on an open server.
-func (s *server) authorize(r *http.Request, request tokenRequest) (claims map[string]json.RawMessage, client string, err error) {
-	list, err := credentials(r, request)
-	if err != nil {
-		return nil, "", err
-	}
-	if s.clients != nil {
+// errUnknownClient is returned if no client has the credentials of a request.
+var errUnknownClient = refuse(http.StatusUnauthorized, "invalid_client",
+	"no client has this id and secret: send those registered with the server, by HTTP Basic or in a form")
+
+// authorize returns the claims that the request may have: the requested ones on an open
+// server, otherwise the client's registered claims, narrowed to the request. client is its
+// id, or empty on an open server.
+func (r tokenRequest) authorize(clients registry, audience string) (claims map[string]json.RawMessage, client string, err error) {
+	if clients != nil {
 		var ok bool
-		if client, ok = s.authenticate(list); !ok {
-			s.logFailure(list)
-			return nil, "", refuse(http.StatusUnauthorized, "invalid_client",
-				"no client has this id and secret: send those registered with the server, by HTTP Basic or in a form")
+		if client, ok = clients.authenticate(r.credentials); !ok {
+			return nil, "", errUnknownClient
 		}
 	}
-	if grants := s.grants(); request.grant != "" && !slices.Contains(grants, request.grant) {
+	if grants := clients.grants(); r.grant != "" && !slices.Contains(grants, r.grant) {
 		return nil, "", refuse(http.StatusBadRequest, "unsupported_grant_type", "grant_type has to be %s", strings.Join(grants, " or "))
 	}
-	if s.clients != nil {
-		claims, err = s.clients[client].narrow(request.claims, s.audience)
+	if clients != nil {
+		claims, err = clients[client].narrow(r.claims, audience)
 		return claims, client, err
 	}
-	if _, ok := request.claims["sub"]; !ok && len(list) > 0 && list[0].id != "" {
-		if !utf8.ValidString(list[0].id) {
+	if _, ok := r.claims["sub"]; !ok && len(r.credentials) > 0 && r.credentials[0].id != "" {
+		if !utf8.ValidString(r.credentials[0].id) {
 			return nil, "", badRequest("the client id has to be UTF-8")
 		}
-		request.claims["sub"] = encode(list[0].id) // RFC 9068 section 2.2
+		r.claims["sub"] = encode(r.credentials[0].id) // RFC 9068 section 2.2
 	}
-	return request.claims, "", nil
-}
-
-// grants returns the grant types of the token endpoint.
-func (s *server) grants() []string {
-	if s.clients == nil {
-		return []string{"client_credentials", "password"}
-	}
-	return []string{"client_credentials"}
+	return r.claims, "", nil
 }
