@@ -30,6 +30,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
@@ -40,6 +41,89 @@ const (
 	discoveryPath = "/.well-known/openid-configuration"
 	formType      = "application/x-www-form-urlencoded"
 )
+
+// epoch is when tests of pure functions begin.
+var epoch = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
+
+// ok ends the test if what it needs has failed.
+func ok(t testing.TB, errs ...error) {
+	t.Helper()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// must returns v where an error would be the fault of the test.
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// equal checks that what came out is what was wanted, compared as they print.
+func equal(t testing.TB, what string, got, want any) {
+	t.Helper()
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("%s = %v; want %v", what, got, want)
+	}
+}
+
+// wantError checks that err is nil if want is empty, and contains want otherwise.
+func wantError(t testing.TB, what string, err error, want string) {
+	t.Helper()
+	if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+		t.Errorf("%s = %v; want error %q", what, err, want)
+	}
+}
+
+// writeFile writes a file of a directory and returns its path.
+func writeFile(t testing.TB, dir keyDir, file, content string) string {
+	t.Helper()
+	ok(t, os.WriteFile(dir.path(file), []byte(content), 0o600))
+	return dir.path(file)
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// pkcs8 returns the content of the file of a key.
+func pkcs8(private any) string {
+	der := must(x509.MarshalPKCS8PrivateKey(private))
+	return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+}
+
+// bubble runs a subtest whose time is that of testing/synctest.
+func bubble(t *testing.T, rule string, f func(*testing.T)) {
+	t.Run(rule, func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, f)
+	})
+}
+
+// wantInLog checks how often a text is in a log.
+func wantInLog(t testing.TB, log *lockedBuffer, want int, text string) {
+	t.Helper()
+	if n := strings.Count(log.String(), text); n != want {
+		t.Errorf("the log has %d of %q; want %d:\n%s", n, text, want, log)
+	}
+}
+
+// takeAll takes all turns of a limiter until they are released.
+func takeAll(t *testing.T, l *limiter) (release func()) {
+	t.Helper()
+	var releases []func()
+	for range cap(l.turns) {
+		releases = append(releases, must(l.acquire(t.Context())))
+	}
+	return func() {
+		for _, release := range releases {
+			release()
+		}
+	}
+}
 
 // A target answers requests. It is a handler in this process, or a server in another.
 type target func(*http.Request) (*http.Response, error)

@@ -21,41 +21,6 @@ import (
 	"time"
 )
 
-// epoch is when tests of pure functions begin.
-var epoch = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
-
-// ok ends the test if what it needs has failed.
-func ok(t testing.TB, errs ...error) {
-	t.Helper()
-	if err := errors.Join(errs...); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// must returns v where an error would be the fault of the test.
-func must[T any](v T, err error) T {
-	if err != nil {
-		panic(err)
-	}
-	return v
-}
-
-// equal checks that what came out is what was wanted, compared as they print.
-func equal(t testing.TB, what string, got, want any) {
-	t.Helper()
-	if fmt.Sprint(got) != fmt.Sprint(want) {
-		t.Errorf("%s = %v; want %v", what, got, want)
-	}
-}
-
-// wantError checks that err is nil if want is empty, and contains want otherwise.
-func wantError(t testing.TB, what string, err error, want string) {
-	t.Helper()
-	if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
-		t.Errorf("%s = %v; want error %q", what, err, want)
-	}
-}
-
 // factored returns a key with two prime factors. It cannot sign if they are not primes.
 func factored(p, q *big.Int) *rsa.PrivateKey {
 	one, e := big.NewInt(1), big.NewInt(65537)
@@ -67,24 +32,6 @@ func factored(p, q *big.Int) *rsa.PrivateKey {
 	}
 	k.Precompute()
 	return k
-}
-
-// pkcs8 returns the content of the file of a key.
-func pkcs8(private any) string {
-	der := must(x509.MarshalPKCS8PrivateKey(private))
-	return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
-}
-
-// writeFile writes a file of a directory and returns its path.
-func writeFile(t testing.TB, dir keyDir, file, content string) string {
-	t.Helper()
-	ok(t, os.WriteFile(dir.path(file), []byte(content), 0o600))
-	return dir.path(file)
-}
-
-func exists(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
 }
 
 // namesOf returns the names of keys.

@@ -25,14 +25,6 @@ import (
 // standard is the policy of the flags by default.
 var standard = rotation{keyTTL: time.Hour, tokenTTL: 10 * time.Minute, publishAhead: 2 * time.Hour}
 
-// bubble runs a subtest whose time is that of testing/synctest.
-func bubble(t *testing.T, rule string, f func(*testing.T)) {
-	t.Run(rule, func(t *testing.T) {
-		t.Parallel()
-		synctest.Test(t, f)
-	})
-}
-
 // keyAt returns a key without its private half, which pure functions do not need.
 func keyAt(kid string, expires time.Time) key {
 	return key{kid: kid, expires: expires.Add(time.Second - 1).Truncate(time.Second)}
@@ -487,28 +479,6 @@ func TestLimiter(t *testing.T) {
 		}
 		equal(t, "numbers told", told, []int{1, 60, 60, 60})
 	})
-}
-
-// wantInLog checks how often a text is in a log.
-func wantInLog(t testing.TB, log *lockedBuffer, want int, text string) {
-	t.Helper()
-	if n := strings.Count(log.String(), text); n != want {
-		t.Errorf("the log has %d of %q; want %d:\n%s", n, text, want, log)
-	}
-}
-
-// takeAll takes all turns of a limiter until they are released.
-func takeAll(t *testing.T, l *limiter) (release func()) {
-	t.Helper()
-	var releases []func()
-	for range cap(l.turns) {
-		releases = append(releases, must(l.acquire(t.Context())))
-	}
-	return func() {
-		for _, release := range releases {
-			release()
-		}
-	}
 }
 
 // signer returns the key with which a store signs now.
