@@ -24,6 +24,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -45,7 +46,7 @@ const (
 // epoch is when tests of pure functions begin.
 var epoch = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
 
-// ok ends the test if what it needs has failed.
+// ok ends the test if any of errs is an error.
 func ok(t testing.TB, errs ...error) {
 	t.Helper()
 	if err := errors.Join(errs...); err != nil {
@@ -53,7 +54,7 @@ func ok(t testing.TB, errs ...error) {
 	}
 }
 
-// must returns v where an error would be the fault of the test.
+// must returns v. It panics on an error, which would be a mistake in the test.
 func must[T any](v T, err error) T {
 	if err != nil {
 		panic(err)
@@ -61,10 +62,10 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// equal checks that what came out is what was wanted, compared as they print.
-func equal(t testing.TB, what string, got, want any) {
+// equal checks that got and want are the same value.
+func equal[T any](t testing.TB, what string, got, want T) {
 	t.Helper()
-	if fmt.Sprint(got) != fmt.Sprint(want) {
+	if !reflect.DeepEqual(got, want) {
 		t.Errorf("%s = %v; want %v", what, got, want)
 	}
 }
