@@ -109,6 +109,14 @@ func (s *keystore) current(now time.Time) *document {
 	return s.set
 }
 
+// published returns the keys of the JWK Set at a time, the soonest-expiring first. They are
+// the same for as long as jwks returns the same document.
+func (s *keystore) published(now time.Time) []key {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return unexpired(s.keys, now)
+}
+
 // A turn is the right to do one RSA operation, with the key that signs and the time at
 // which it does. It has to be released.
 type turn struct {
@@ -191,15 +199,11 @@ func (s *keystore) fill(ctx context.Context, ahead time.Duration) error {
 		case !due:
 			return s.restore()
 		case s.spare == nil: // refresh again afterwards: a replica may have made its own
-			release, err := s.turns.acquire(ctx)
+			private, err := s.generate(ctx)
 			if err != nil {
 				return err
 			}
-			s.spare, err = rsa.GenerateKey(rand.Reader, s.bits)
-			release()
-			if err != nil {
-				return err
-			}
+			s.spare = private
 		default:
 			k := newKey(s.spare, expires)
 			if err := s.store(k); err != nil {
@@ -209,6 +213,17 @@ func (s *keystore) fill(ctx context.Context, ahead time.Duration) error {
 			s.log.Info("key made", s.describe(k)...)
 		}
 	}
+}
+
+// generate waits for a turn and generates a private key, which is neither stored nor
+// published. The error is that of acquire.
+func (s *keystore) generate(ctx context.Context) (*rsa.PrivateKey, error) {
+	release, err := s.turns.acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return rsa.GenerateKey(rand.Reader, s.bits)
 }
 
 // refresh makes the store hold what the directory holds, besides what it holds already.
@@ -305,7 +320,7 @@ func (s *keystore) replace(keys []key) {
 // render makes the JWK Set of now. The caller holds mu.
 func (s *keystore) render(now time.Time) {
 	s.set, s.rendered, s.until = nil, now, time.Time{}
-	if keys := published(s.keys, now); len(keys) > 0 {
+	if keys := unexpired(s.keys, now); len(keys) > 0 {
 		s.set, s.until = jwkSet(keys), keys[0].expires
 	}
 }

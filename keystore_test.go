@@ -111,7 +111,7 @@ func TestRotation(t *testing.T) {
 	t.Run("a key is published until it expires", func(t *testing.T) {
 		keys := expiring(time.Hour, 9*time.Hour)
 		for at, want := range map[time.Duration]int{time.Hour - 1: 2, time.Hour: 1, 9*time.Hour - 1: 1, 9 * time.Hour: 0} {
-			equal(t, fmt.Sprintf("keys published after %s", at), len(published(keys, epoch.Add(at))), want)
+			equal(t, fmt.Sprintf("keys published after %s", at), len(unexpired(keys, epoch.Add(at))), want)
 		}
 	})
 	testYear(t)
@@ -133,7 +133,7 @@ func rotate(r rotation, down time.Duration) (signings []signing, keysMade int) {
 	type period struct{ from, to time.Time }
 	up := []period{{from: epoch}}
 	for now, last := epoch, epoch.AddDate(1, 0, 0); now.Before(last) && len(made) < 20_000; {
-		keys = published(keys, now)
+		keys = unexpired(keys, now)
 		expires, due := r.next(keys, now, r.ahead())
 		for ; due; expires, due = r.next(keys, now, r.ahead()) {
 			k := keyAt(fmt.Sprint(len(made)), expires)
@@ -289,7 +289,7 @@ func endure(t *testing.T, ordeals []ordeal) (lost map[string]bool) {
 				t.Fatalf("%s: no key signs at %s", o.name, now)
 			}
 			alive[now.Add(m.tokenTTL)] = k.kid
-			set := published(m.keys, now)
+			set := unexpired(m.keys, now)
 			maps.DeleteFunc(alive, func(expires time.Time, kid string) bool {
 				if !now.Before(expires) {
 					return true
@@ -349,7 +349,7 @@ func TestHorizon(t *testing.T) {
 		for now := epoch; now.Before(far.expires); now = now.Add(time.Minute) {
 			m.look(now)
 			k, ok := m.signer(m.keys, now)
-			if !ok || !slices.Contains(published(m.keys, now), far) {
+			if !ok || !slices.Contains(unexpired(m.keys, now), far) {
 				t.Fatalf("at %s a key signs: %t; want one, and the far key published", now, ok)
 			}
 			if k.kid == "far" {
@@ -574,7 +574,21 @@ func TestStore(t *testing.T) {
 				keys = len(parseSet(t, string(set.body)))
 			}
 			equal(t, fmt.Sprintf("keys in the set of a clock %s ahead", test.at), keys, test.want)
+			equal(t, fmt.Sprintf("keys published by a clock %s ahead", test.at), len(s.store.published(now.Add(test.at))), test.want)
 		}
+	})
+	bubble(t, "a key is generated in a turn, which is released, and is not published", func(t *testing.T) {
+		s := newTestServer(t)
+		release := takeAll(t, s.store.turns)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := s.store.generate(ctx)
+		equal(t, "generate without a turn", err, context.DeadlineExceeded)
+		release()
+		private := must(s.store.generate(t.Context()))
+		equal(t, "bits", private.N.BitLen(), minBits)
+		equal(t, "the key is published", s.set(t)[thumbprint(&private.PublicKey)] != nil, false)
+		takeAll(t, s.store.turns)()
 	})
 	for _, dir := range []string{t.TempDir(), ""} {
 		bubble(t, fmt.Sprintf("requests that find no key make one together/directory %t", dir != ""), func(t *testing.T) {

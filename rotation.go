@@ -70,7 +70,7 @@ func (r rotation) next(keys []key, now time.Time, ahead time.Duration) (expires 
 	return end.Add(r.keyTTL), due
 }
 
-// published returns the keys that belong in the JWK Set.
-func published(keys []key, now time.Time) []key {
+// unexpired returns the keys that belong in the JWK Set.
+func unexpired(keys []key, now time.Time) []key {
 	return slices.DeleteFunc(slices.Clone(keys), func(k key) bool { return k.expired(now) })
 }
