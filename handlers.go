@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -20,7 +19,6 @@ type server struct {
 	store        *keystore
 	clients      registry // nil on an open server
 	tester       *tester  // nil with clients: bad tokens are for tests
-	hosts        []string // Host names that /auth accepts, besides the issuer's; nil accepts all
 	verbose      bool     // log each request
 	log          *slog.Logger
 	cacheControl []string // of documents
@@ -98,6 +96,13 @@ func (s *server) private(mux *http.ServeMux, path, allow string, h handler) {
 	mux.HandleFunc(path, s.route(allow, h))
 }
 
+// errWebPage is the answer of an open server to a POST from a web page. Browsers send Origin
+// with every POST, and no page needs one here. Any other page could fetch tokens from a
+// developer's machine or change its JWK Set, also by DNS rebinding: under a name of its own
+// that resolves to 127.0.0.1.
+var errWebPage = refuse(http.StatusForbidden, "access_denied",
+	"a server without -clients answers no POST with an Origin header: send the request from a program and not from a web page")
+
 // route rejects methods that are not in allow, answers OPTIONS (RFC 9110 section 9.3.7),
 // and writes the errors of h.
 func (s *server) route(allow string, h handler) http.HandlerFunc {
@@ -108,6 +113,8 @@ func (s *server) route(allow string, h handler) http.HandlerFunc {
 		case r.Method == http.MethodOptions:
 			w.Header().Set("Allow", allow)
 			w.WriteHeader(http.StatusNoContent)
+		case r.Method == http.MethodPost && s.clients == nil && r.Header["Origin"] != nil:
+			writeError(w, s.log, errWebPage)
 		case !slices.Contains(methods, r.Method):
 			w.Header().Set("Allow", allow)
 			writeError(w, s.log, refuse(http.StatusMethodNotAllowed, "method_not_allowed", "this path is for %s", allow))
@@ -189,13 +196,8 @@ type tokenResponse struct {
 	Fault       string `json:"fault,omitempty"`
 }
 
-// auth is the token endpoint (RFC 6749 section 3.2). It takes its turn before it parses
-// the body, so that a waiting request costs memory for its body and nothing else.
+// auth is the token endpoint (RFC 6749 section 3.2).
 func (s *server) auth(w http.ResponseWriter, r *http.Request) error {
-	if !s.answersTo(r.Host) {
-		return refuse(http.StatusMisdirectedRequest, "invalid_request",
-			"the Host of the request is not a name of this server: use its address or localhost, or start it with -issuer and the URL that you use")
-	}
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return badRequest("the query cannot be read: %v", err)
@@ -214,70 +216,68 @@ func (s *server) auth(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	turn, err := s.store.turn(r.Context())
+	token, err := s.issue(r, options, body)
+	if err == errUnknownClient {
+		s.logFailure(token.client)
+	}
 	if err != nil {
 		return err
+	}
+	if token.client != "" {
+		aud, _ := parseStrings(encode(token.claims["aud"]))
+		s.log.Info("token issued", "client", token.client, "jti", token.claims["jti"], "aud", aud,
+			"scope", token.scope(), "kid", token.key.kid, "exp", token.expires)
+	}
+	writeJSON(w, http.StatusOK, tokenResponse{
+		Token: token.text, AccessToken: token.text, TokenType: "Bearer",
+		ExpiresIn: max(token.expires-token.now.Unix(), 0), Scope: token.scope(), Fault: query.Get("fault"),
+	})
+	return nil
+}
+
+// An issuedToken is a signed token and the client that it was issued to.
+type issuedToken struct {
+	*draft
+	text   string
+	client string // its id; empty on an open server
+}
+
+// issue does what a token request costs: it takes a turn, parses the body and signs the
+// token. A request that waits for its turn costs memory for its body and nothing else.
+//
+// The turn is over when issue returns. Writing the response in a turn would let a client
+// that does not read keep others from getting tokens.
+func (s *server) issue(r *http.Request, options tokenOptions, body []byte) (issuedToken, error) {
+	turn, err := s.store.turn(r.Context())
+	if err != nil {
+		return issuedToken{}, err
 	}
 	defer turn.release()
 	request, err := parseTokenRequest(r.Header, body)
 	if err != nil {
-		return err
+		return issuedToken{}, err
 	}
 	claims, client, err := request.authorize(s.clients, s.profile.audience)
-	if err == errUnknownClient {
-		s.logFailure(request)
-	}
 	if err != nil {
-		return err
+		return issuedToken{client: request.clientID()}, err
 	}
 	d, err := s.profile.draft(turn, options.lifetime, claims)
 	if err != nil {
-		return err
+		return issuedToken{}, err
 	}
-	token, err := options.sign(d)
-	if err != nil {
-		return err
-	}
-	response := tokenResponse{
-		Token: token, AccessToken: token, TokenType: "Bearer",
-		ExpiresIn: max(d.expires-turn.now.Unix(), 0), Scope: d.scope(), Fault: query.Get("fault"),
-	}
-	if client != "" {
-		aud, _ := parseStrings(encode(d.claims["aud"]))
-		s.log.Info("token issued", "client", client, "jti", d.claims["jti"], "aud", aud, "scope", response.Scope, "kid", turn.key.kid, "exp", d.expires)
-	}
-	writeJSON(w, http.StatusOK, response)
-	return nil
-}
-
-// answersTo reports whether /auth may answer to a Host. This stops DNS rebinding: a web
-// page whose own name resolves to 127.0.0.1.
-func (s *server) answersTo(host string) bool {
-	issuer, _ := url.Parse(s.issuer)
-	host = (&url.URL{Host: host}).Hostname()
-	return s.hosts == nil || host == "" || net.ParseIP(host) != nil || strings.EqualFold(issuer.Hostname(), host) ||
-		slices.ContainsFunc(s.hosts, func(name string) bool { return strings.EqualFold(name, host) })
+	text, err := options.sign(d)
+	return issuedToken{draft: d, text: text, client: client}, err
 }
 
 // logFailure logs failed client authentication at most once a minute.
-func (s *server) logFailure(request tokenRequest) {
+func (s *server) logFailure(client string) {
 	if n := s.failures.add(); n > 0 {
-		var id string
-		if len(request.credentials) > 0 {
-			id = request.credentials[0].id
-		}
-		s.log.Warn("client authentication failed", "client", id[:min(len(id), 100)], "failures", n)
+		s.log.Warn("client authentication failed", "client", client[:min(len(client), 100)], "failures", n)
 	}
 }
 
-// untrustedSet responds with the JWK Set that the jku of bad tokens names. It takes a
-// turn, because the key may have to be generated.
+// untrustedSet responds with the JWK Set that the jku of bad tokens names.
 func (s *server) untrustedSet(w http.ResponseWriter, r *http.Request) error {
-	turn, err := s.store.turn(r.Context())
-	if err != nil {
-		return err
-	}
-	defer turn.release()
 	untrusted, err := s.tester.untrusted()
 	if err != nil {
 		return err
@@ -309,6 +309,9 @@ type statusRecorder struct {
 	http.ResponseWriter
 	status int
 }
+
+// Unwrap lets an http.ResponseController reach the connection.
+func (r *statusRecorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 
 func (r *statusRecorder) WriteHeader(status int) {
 	r.status = status

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bufio"
 	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -10,6 +12,7 @@ import (
 	"io"
 	"maps"
 	"math"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -18,6 +21,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
@@ -665,38 +669,31 @@ func TestSubject(t *testing.T) {
 	}
 }
 
-func TestHost(t *testing.T) {
-	local := newServerWithKey(t, "-issuer", "https://issuer.test:8443/a")
-	local.hosts = []string{"localhost", "mine.test"} // as run does
-	local.target = handlerTarget(local.routes())
-	for _, test := range []struct {
-		name        string
-		s           *testServer
-		path, hosts string
-		want        int
-	}{
-		{"it may be an address", local, "/auth", "127.0.0.1 | 127.0.0.1:8080 | [::1]:8080 | [::1] | 192.0.2.7:80", 200},
-		{"it may be localhost", local, "/auth", "localhost | localhost:8080 | LocalHost:80", 200},
-		{"it may be that of the issuer", local, "/auth", "issuer.test | issuer.test:8443 | ISSUER.TEST:80", 200},
-		{"it may be the name listened on", local, "/auth", "mine.test:8080", 200},
-		{"it may be absent, as in HTTP/1.0", local, "/auth", "", 200},
-		{"it is no other name", local, "/auth", "evil.test | evil.test:8080 | localhost.evil.test | issuer.test.evil.test | 127.0.0.1.evil.test | evil.test:127.0.0.1 | [localhost.evil]:80", 421},
-		{"a path of the issuer is no way around it", local, "/a/auth", "evil.test", 421},
-		{"it counts on loopback only", newServerWithKey(t), "/auth", "evil.test", 200},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			for host := range strings.SplitSeq(test.hosts, " | ") {
-				w := test.s.do("POST", test.path, "", "Host", host)
-				if test.want == 421 {
-					w.checkError(t, host, 421, "invalid_request")
-				} else if w.status != test.want {
-					t.Errorf("Host %s = %d %s; want %d", host, w.status, w.body, test.want)
-				}
+func TestWebPages(t *testing.T) {
+	open, closed := newServerWithKey(t), newServerWithKey(t, "-clients", clientsFile(t))
+	origins := []string{"https://evil.test", "http://localhost:8080", "null", ""}
+	t.Run("an open server refuses every POST from a web page", func(t *testing.T) {
+		for _, origin := range origins {
+			for _, host := range []string{"localhost", "evil.test", "127.0.0.1"} {
+				w := open.do("POST", "/auth", "", "Origin", origin, "Host", host)
+				w.checkError(t, "Origin "+origin, 403, "access_denied")
 			}
-		})
-	}
-	t.Run("documents answer to any name", func(t *testing.T) {
-		if w := local.do("GET", jwksPath, "", "Host", "evil.test"); w.status != 200 {
+		}
+	})
+	t.Run("a request of a program needs no special Host", func(t *testing.T) {
+		for _, host := range []string{"localhost", "localhost.", "host.docker.internal:8080", "192.0.2.7:80", "[::1]:8080", "evil.test", ""} {
+			if w := open.do("POST", "/auth", "", "Host", host); w.status != 200 {
+				t.Errorf("POST /auth with the Host %s = %d %s; want 200", host, w.status, w.body)
+			}
+		}
+	})
+	t.Run("with clients a page needs a secret, as everyone does", func(t *testing.T) {
+		for _, origin := range origins {
+			closed.do("POST", "/auth", "", "Origin", origin).checkError(t, "Origin "+origin, 401, "invalid_client")
+		}
+	})
+	t.Run("a page may read documents", func(t *testing.T) {
+		if w := open.do("GET", jwksPath, "", "Origin", "https://app.test", "Host", "evil.test"); w.status != 200 {
 			t.Errorf("GET %s = %d; want 200", jwksPath, w.status)
 		}
 	})
@@ -732,6 +729,18 @@ func TestErrors(t *testing.T) {
 		w.checkError(t, "a failure", 500, "server_error")
 		if strings.Contains(w.body, "hush") || !strings.Contains(s.log.String(), `level=ERROR msg="cannot answer" error="hush, the; cause"`) {
 			t.Errorf("a failure = %s, log %s; want the cause in the log alone", w.body, s.log)
+		}
+	})
+	t.Run("a request that waited in vain for a key is not told to ask again in a second", func(t *testing.T) {
+		for _, err := range []error{
+			fmt.Errorf("%w: %w", errNoKey, context.DeadlineExceeded), fmt.Errorf("%w: %w", errNoKey, context.Canceled),
+			fmt.Errorf("%w: %w", errNoKey, errors.New("hush")),
+		} {
+			w := written(err)
+			w.checkError(t, err.Error(), 503, "temporarily_unavailable")
+			if !strings.Contains(w.body, "has no key") || strings.Contains(w.body, "busy") || strings.Contains(w.body, "hush") {
+				t.Errorf("%v = %s; want to read that there is no key", err, w.body)
+			}
 		}
 	})
 	t.Run("without a key there is 503 and never an empty set", func(t *testing.T) {
@@ -772,6 +781,14 @@ func TestErrors(t *testing.T) {
 	})
 }
 
+// A slowReader is a client that does not read its response.
+type slowReader struct{ *httptest.ResponseRecorder }
+
+func (r *slowReader) Write(p []byte) (int, error) {
+	time.Sleep(15 * time.Second)
+	return 0, os.ErrDeadlineExceeded
+}
+
 func TestTurns(t *testing.T) {
 	takeAll := func(s *testServer) (release func()) {
 		for range cap(s.store.turns.turns) {
@@ -800,15 +817,33 @@ func TestTurns(t *testing.T) {
 			ask(t, s, t.Context(), path, 2*time.Second).checkError(t, path, 503, busy)
 		}
 	})
-	bubble("when too many wait, the next one is refused at once", func(t *testing.T, s *testServer) {
-		takeAll(s)
-		many := cap(s.store.turns.turns) * maxWaiting
-		for range many {
+	bubble("when too many wait, the next one is refused after the same two seconds", func(t *testing.T, s *testServer) {
+		release := takeAll(s)
+		for range cap(s.store.turns.turns) * maxWaiting {
 			go s.do("POST", "/auth", "")
 		}
 		synctest.Wait()
-		ask(t, s, t.Context(), "/auth", 0).checkError(t, "one more", 503, busy)
-		time.Sleep(time.Minute)
+		time.AfterFunc(time.Second, release)
+		ask(t, s, t.Context(), "/auth", 2*time.Second).checkError(t, "one more", 503, busy)
+	})
+	bubble("a turn is over before the answer is written", func(t *testing.T, s *testServer) {
+		takeAll(s)()
+		for _, path := range []string{"/auth", "/auth?fault=jwk", "/auth?fault=x", "/faults/jwks.json"} {
+			method := "POST"
+			if path == "/faults/jwks.json" {
+				method = "GET"
+			}
+			s.do(method, path, "") // the untrusted key has been generated afterwards
+			for range cap(s.store.turns.turns) + 1 {
+				reader := &slowReader{ResponseRecorder: httptest.NewRecorder()}
+				go s.routes().ServeHTTP(reader, httptest.NewRequestWithContext(t.Context(), method, path, nil))
+			}
+			synctest.Wait()
+			if w := ask(t, s, t.Context(), "/auth", 0); w.status != 200 {
+				t.Errorf("POST /auth beside slow readers of %s = %d %s; want 200", path, w.status, w.body)
+			}
+		}
+		time.Sleep(time.Hour)
 	})
 	bubble("a client that went away stops waiting", func(t *testing.T, s *testServer) {
 		takeAll(s)
@@ -959,4 +994,86 @@ func FuzzQuery(f *testing.F) {
 			t.Errorf("parseOptions(%q) = %v; want a good token", query, o)
 		}
 	})
+}
+
+func TestSlowReadersKeepNobodyFromTokens(t *testing.T) {
+	t.Parallel()
+	p := startProcess(t, withKey(t, tlsFlags(t)...)...)
+	var blocked sync.WaitGroup
+	for range 8 {
+		blocked.Go(func() { pipelineWithoutReading(t, p) })
+	}
+	conn := openStreamsWithoutWindow(t, p)
+	blocked.Wait()
+	for i := range 100 {
+		if w := p.do("POST", "/auth", ""); w.status != 200 {
+			t.Fatalf("token request %d of 100 = %d %s %v; want 200", i+1, w.status, w.body, w.err)
+		}
+	}
+	must(conn.Write(h2Frame(6, 0, 0, make([]byte, 8)))) // the connection is still open: PING
+}
+
+// dialTLS connects to a server by one application protocol.
+func dialTLS(t testing.TB, p *process, protocol string) net.Conn {
+	t.Helper()
+	config := browser.Transport.(*http.Transport).TLSClientConfig.Clone()
+	config.NextProtos = []string{protocol}
+	tcp := p.dial(t)
+	tcp.(*net.TCPConn).SetReadBuffer(2048)
+	conn := tls.Client(tcp, config)
+	ok(t, conn.Handshake())
+	return conn
+}
+
+// pipelineWithoutReading sends token requests until the server takes no more of them,
+// because it cannot write its responses.
+func pipelineWithoutReading(t testing.TB, p *process) {
+	body := `{"pad":"` + strings.Repeat("x", 16<<10-10) + `"}`
+	conn := dialTLS(t, p, "http/1.1")
+	var err error
+	for err == nil {
+		conn.SetWriteDeadline(time.Now().Add(time.Second))
+		_, err = fmt.Fprintf(conn, "POST /auth HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("pipelined requests end with %v; want a server that no longer reads", err)
+	}
+}
+
+// openStreamsWithoutWindow sends token requests on one HTTP/2 connection, whose window is
+// zero, so that the server cannot send their responses.
+func openStreamsWithoutWindow(t testing.TB, p *process) net.Conn {
+	conn := dialTLS(t, p, "h2")
+	go io.Copy(io.Discard, conn)
+	field := func(name, value string) string { // a literal, not indexed (RFC 7541 section 6.2.2)
+		return "\x00" + string(rune(len(name))) + name + string(rune(len(value))) + value
+	}
+	body := `{"pad":"` + strings.Repeat("x", 12000) + `"}`
+	fields := field(":method", "POST") + field(":scheme", "https") + field(":path", "/auth") + field(":authority", "localhost") +
+		field("content-length", strconv.Itoa(len(body)))
+	must(io.WriteString(conn, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))
+	must(conn.Write(h2Frame(4, 0, 0, []byte{0, 4, 0, 0, 0, 0}))) // SETTINGS_INITIAL_WINDOW_SIZE = 0
+	for stream := byte(1); stream < 9; stream += 2 {
+		must(conn.Write(h2Frame(1, 4, stream, []byte(fields)))) // HEADERS with END_HEADERS
+		must(conn.Write(h2Frame(0, 1, stream, []byte(body))))   // DATA with END_STREAM
+	}
+	return conn
+}
+
+// h2Frame returns a frame of HTTP/2 (RFC 9113 section 4.1).
+func h2Frame(kind, flags, stream byte, payload []byte) []byte {
+	n := len(payload)
+	return append([]byte{byte(n >> 16), byte(n >> 8), byte(n), kind, flags, 0, 0, 0, byte(stream)}, payload...)
+}
+
+func TestABodyThatIsTooLargeClosesItsConnection(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{nil, {"-v"}} {
+		conn := startProcess(t, withKey(t, args...)...).dial(t)
+		fmt.Fprintf(conn, "POST /auth HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", maxBody+1, strings.Repeat("x", maxBody+1))
+		wantStatus(t, bufio.NewReader(conn), http.StatusRequestEntityTooLarge, "too large")
+		if _, err := io.ReadAll(conn); err != nil {
+			t.Errorf("with flags %q the connection stays open after 413: %v", args, err)
+		}
+	}
 }

@@ -126,7 +126,7 @@ type turn struct {
 }
 
 // turn waits for a turn, and makes a key if there is none to sign with. It reads the clock
-// once all waiting is over. The error is errBusy, that of ctx, or wraps errNoKey.
+// once all waiting is over. The error is that of ctx, or wraps errNoKey.
 func (s *keystore) turn(ctx context.Context) (turn, error) {
 	ctx, cancel := context.WithTimeout(ctx, maxWait)
 	defer cancel()

@@ -434,26 +434,36 @@ func TestLimiter(t *testing.T) {
 		release()
 		takeAll(t, l)()
 	})
-	bubble(t, "too many are refused at once", func(t *testing.T) {
+	bubble(t, "a request beyond a full queue waits as long as the others, in vain", func(t *testing.T) {
 		l := must(newLimiter(2))
 		release := takeAll(t, l)
-		ctx, cancel := context.WithCancel(t.Context())
+		var granted atomic.Int64
 		var wg sync.WaitGroup
-		for range 2 * maxWaiting {
-			wg.Go(func() { l.acquire(ctx) })
-		}
-		synctest.Wait()
-		for range 2 * maxWaiting {
-			if _, err := l.acquire(t.Context()); err != errBusy {
-				t.Fatalf("acquire = %v; want %v", err, errBusy)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		enter := func() {
+			if release, err := l.acquire(ctx); err == nil {
+				granted.Add(1)
+				release()
 			}
 		}
-		cancel()
-		wg.Wait()
-		wg.Go(func() { must(l.acquire(t.Context()))() }) // there is room again
+		for range 2 * maxWaiting {
+			wg.Go(enter)
+		}
 		synctest.Wait()
+		for range 10 {
+			wg.Go(enter)
+		}
+		time.Sleep(time.Second)
+		equal(t, "turns while all are taken", granted.Load(), int64(0))
 		release()
+		synctest.Wait()
+		equal(t, "turns of those in the queue", granted.Load(), int64(2*maxWaiting))
+		began := time.Now()
 		wg.Wait()
+		equal(t, "the others waited on for", time.Since(began), time.Second)
+		equal(t, "turns", granted.Load(), int64(2*maxWaiting))
+		must(l.acquire(t.Context()))() // there is room again
 	})
 	t.Run("a free turn is given when time is up, but not to who went away", func(t *testing.T) {
 		l := must(newLimiter(1))

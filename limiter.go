@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"sync/atomic"
@@ -19,9 +18,6 @@ type limiter struct {
 // A pipe leads through the network poller.
 type pipe struct{ in, out *os.File }
 
-// errBusy means that too many wait for a turn already.
-var errBusy = errors.New("too many requests are waiting")
-
 func newLimiter(turns int) (*limiter, error) {
 	l := &limiter{turns: make(chan pipe, turns)}
 	for range turns {
@@ -34,9 +30,14 @@ func newLimiter(turns int) (*limiter, error) {
 	return l, nil
 }
 
-// acquire waits for a turn. The caller has to release it. A turn that is free is given
-// even if the time of ctx is up, but not if ctx is canceled. The error is that of ctx,
-// or errBusy.
+// acquire waits for a turn until ctx is done. The caller has to release it. The error is that
+// of ctx.
+//
+// A free turn is granted even after ctx's deadline, so that a request whose deadline was
+// spent on making a key still gets its answer. It is not granted after ctx is canceled.
+//
+// If maxWaiting others wait for each turn, acquire waits in vain: an error at once would
+// make clients ask again at once, and that busy loop would leave no time for turns.
 func (l *limiter) acquire(ctx context.Context) (release func(), err error) {
 	if ctx.Err() == context.Canceled {
 		return nil, context.Canceled
@@ -47,7 +48,8 @@ func (l *limiter) acquire(ctx context.Context) (release func(), err error) {
 	default:
 		if l.waiting.Add(1) > int64(cap(l.turns)*maxWaiting) {
 			l.waiting.Add(-1)
-			return nil, errBusy
+			<-ctx.Done()
+			return nil, ctx.Err()
 		}
 		defer l.waiting.Add(-1)
 		select {

@@ -83,10 +83,6 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	addr := listener.Addr().(*net.TCPAddr)
 	base := baseURL(c.addr, addr, secure != nil)
 	s := newServer(c, base, keys, clients, logger)
-	if clients == nil && addr.IP.IsLoopback() {
-		name, _, _ := net.SplitHostPort(c.addr)
-		s.hosts = []string{"localhost", name}
-	}
 	server := newHTTPServer(s.routes(), logger)
 	if secure != nil {
 		listener = tls.NewListener(listener, secure)

@@ -200,17 +200,17 @@ func TestWhoMayReachTheServer(t *testing.T) {
 	secure := strings.Join(tlsFlags(t), " ")
 	for _, test := range []struct {
 		name, args, wantBase, wantWarning string // a URL without its port
-		wantStatus                        int    // of /auth for the Host of a web page
+		wantStatus                        int    // of a POST to /auth by a web page
 	}{
-		{"loopback", "", "http://127.0.0.1", "", 421},
-		{"a name", "-addr localhost:0", "http://localhost", "", 421},
-		{"loopback with TLS", secure, "https://127.0.0.1", "", 421},
+		{"loopback", "", "http://127.0.0.1", "", 403},
+		{"a name", "-addr localhost:0", "http://localhost", "", 403},
+		{"loopback with TLS", secure, "https://127.0.0.1", "", 403},
 		{"loopback with clients", clients, "http://127.0.0.1", "", 401},
-		{"all addresses", "-addr :0", "http://localhost", openWarning, 200},
-		{"all addresses with TLS", "-addr :0 " + secure, "https://localhost", openWarning, 200},
+		{"all addresses", "-addr :0", "http://localhost", openWarning, 403},
+		{"all addresses with TLS", "-addr :0 " + secure, "https://localhost", openWarning, 403},
 		{"all addresses with clients", "-addr 0.0.0.0:0 " + clients, "http://localhost", secretWarning, 401},
 		{"all addresses with clients and TLS", "-addr :0 " + clients + " " + secure, "https://localhost", "", 401},
-		{"an issuer", "-issuer https://issuer.test/a", "http://127.0.0.1", "", 421},
+		{"an issuer", "-issuer https://issuer.test/a", "http://127.0.0.1", "", 403},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			p := startProcess(t, withKey(t, strings.Fields(test.args)...)...)
@@ -228,8 +228,8 @@ func TestWhoMayReachTheServer(t *testing.T) {
 			if got := p.do("GET", discoveryPath, "").json(t)["issuer"]; got != issuer {
 				t.Errorf("issuer = %v; want %s", got, issuer)
 			}
-			if w := p.do("POST", "/auth", "", "Host", "evil.test"); w.status != test.wantStatus {
-				t.Errorf("POST /auth with Host evil.test = %d %s; want %d", w.status, w.body, test.wantStatus)
+			if w := p.do("POST", "/auth", "", "Origin", "http://evil.test", "Host", "evil.test"); w.status != test.wantStatus {
+				t.Errorf("POST /auth by a page of evil.test = %d %s; want %d", w.status, w.body, test.wantStatus)
 			}
 			for _, warning := range []string{openWarning, secretWarning} {
 				if got := strings.Contains(p.stderr.String(), warning); got != (warning == test.wantWarning) {

@@ -28,6 +28,9 @@ const (
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+		if r.ProtoMajor == 1 { // MaxBytesReader does that too, but not through the writer of -v
+			w.Header().Set("Connection", "close")
+		}
 		return nil, refuse(http.StatusRequestEntityTooLarge, "invalid_request", "the body is too large: it may have %d bytes", maxBody)
 	}
 	if err != nil {
@@ -205,6 +208,14 @@ func parseCredentials(authorization string, inBody credential) ([]credential, er
 		return nil, badRequest("a client has to authenticate once, in the Authorization header or in the body")
 	}
 	return list, nil
+}
+
+// clientID returns the client id that a request names, or "".
+func (r tokenRequest) clientID() string {
+	if len(r.credentials) == 0 {
+		return ""
+	}
+	return r.credentials[0].id
 }
 
 // errUnknownClient is returned if no client has the credentials of a request.
