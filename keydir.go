@@ -54,7 +54,8 @@ func (d keyDir) create() error {
 		return fmt.Errorf("cannot use the keys directory: %w; choose another with -keys", err)
 	}
 	if runtime.GOOS != "windows" && info.Mode().Perm()&0o002 != 0 {
-		return fmt.Errorf("cannot use the keys directory: everybody may write to %s, so anybody's keys would sign; chmod o-w it, or choose another with -keys", d)
+		return fmt.Errorf("cannot use the keys directory: everybody may write to %s, so anybody's keys would sign; "+
+			"chmod o-w it, or choose another with -keys, such as a directory below it", d)
 	}
 	return nil
 }

@@ -111,7 +111,8 @@ func TestKeyDirectory(t *testing.T) {
 			{name: "link", prepare: func(p string) error { return errors.Join(os.Mkdir(p+"2", 0o700), os.Symlink(p+"2", p)) }, wantMode: 0o700},
 			{name: "file in its place", prepare: func(p string) error { return os.WriteFile(p, nil, 0o600) }, want: "is not a directory; choose another with -keys"},
 			{name: "dangling link", prepare: func(p string) error { return os.Symlink("nowhere", p) }, want: "cannot use the keys directory"},
-			{name: "everybody may write", prepare: func(p string) error { return errors.Join(os.Mkdir(p, 0o700), os.Chmod(p, 0o703)) }, want: "chmod o-w it"},
+			{name: "everybody may write", prepare: func(p string) error { return errors.Join(os.Mkdir(p, 0o700), os.Chmod(p, 0o703)) }, want: "chmod o-w it, or choose another with -keys, such as a directory below it"},
+			{name: "below one that everybody may write to", prepare: func(p string) error { return os.Chmod(filepath.Dir(p), 0o777) }, wantMode: 0o700},
 			{name: "no parent", prepare: func(p string) error { return os.Remove(filepath.Dir(p)) }, want: "mount or make its parent"},
 		} {
 			path := filepath.Join(t.TempDir(), "parent", "keys")

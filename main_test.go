@@ -122,7 +122,7 @@ func TestAFailedStartPrintsOneLine(t *testing.T) {
 		{"no such port", "-addr 127.0.0.1:99999", "cannot listen tcp: address 99999: invalid port; choose another address with -addr"},
 		{"no parent", "-keys " + keys + "/x", "cannot make the keys directory: mkdir " + keys + "/x: no such file or directory; mount or make its parent, or choose another directory with -keys"},
 		{"keys is a file", "-keys " + file, "cannot use the keys directory: " + file + " is not a directory; choose another with -keys"},
-		{"keys is open to everybody", "-keys " + open, "cannot use the keys directory: everybody may write to " + open + ", so anybody's keys would sign; chmod o-w it, or choose another with -keys"},
+		{"keys is open to everybody", "-keys " + open, "cannot use the keys directory: everybody may write to " + open + ", so anybody's keys would sign; chmod o-w it, or choose another with -keys, such as a directory below it"},
 		{"a damaged key beside a good one", "-keys " + string(mixed), "key file " + damaged + " is damaged: it has to be one PEM block, PRIVATE KEY, and nothing else; repair it or move it elsewhere"},
 		{"no clients file", "-clients " + dir + "/x", "cannot read the clients file: open " + dir + "/x: no such file or directory"},
 		{"damaged clients file", "-clients " + file, "cannot use the clients file " + file + ": it has to be one JSON object: it is not an object"},
