@@ -363,17 +363,14 @@ func keepRunning(t testing.TB, s *testServer) {
 // keyFiles returns when each key expires, by kid, as the directory says.
 func keyFiles(t testing.TB, dir keyDir) map[string]time.Time {
 	t.Helper()
-	stored, _, err := dir.list(time.Time{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	files, err := dir.list()
+	ok(t, err)
 	expiries := map[string]time.Time{}
-	for _, name := range stored {
-		expires, ok := expiry(name)
-		if !ok {
-			t.Fatalf("key file %s has no expiry in its name", name)
+	for _, name := range files.stored {
+		expires, kid, named := parseName(name)
+		if !named {
+			t.Fatalf("key file %s is misnamed", name)
 		}
-		_, kid, _ := strings.Cut(name, ".")
 		expiries[kid] = expires
 	}
 	return expiries
@@ -647,11 +644,9 @@ func withKey(t testing.TB, args ...string) []string {
 // each has to be whole.
 func wholeKeys(t testing.TB, dir string) (names []string) {
 	t.Helper()
-	stored, _, err := keyDir(dir).list(time.Time{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range stored {
+	files, err := keyDir(dir).list()
+	ok(t, err)
+	for _, name := range files.stored {
 		if k, err := keyDir(dir).load(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("key file %s %v", name, err)
 		} else if !k.expired(clock()) {

@@ -32,11 +32,11 @@ func (k key) expired(now time.Time) bool { return !now.Before(k.expires) }
 // name is the name of the key's files without its ending. Names sort by expiry.
 func (k key) name() string { return k.expires.Format(timeFormat) + "." + k.kid }
 
-// expiry returns when the key of a file expires, as the name says.
-func expiry(name string) (expires time.Time, ok bool) {
-	text, _, _ := strings.Cut(name, ".")
+// parseName returns the expiry and the kid in the name of a key.
+func parseName(name string) (expires time.Time, kid string, ok bool) {
+	text, kid, _ := strings.Cut(name, ".")
 	expires, err := time.Parse(timeFormat, text)
-	return expires, err == nil
+	return expires, kid, err == nil && kid != ""
 }
 
 // parameters returns the members n and e of a JWK (Base64urlUInt, RFC 7518 section 2).

@@ -25,14 +25,17 @@ const (
 	minBits, maxBits = 2048, 4096           // of an RSA key (RFC 7518 section 3.3)
 	maxKeyFile       = 64 << 10             // bytes
 	temporary        = ".jwks-server-*.tmp" // the name of a key file while it is written
-	retention        = 24 * time.Hour       // files are deleted this long after their expiry
+
+	keyRetention        = 24 * time.Hour      // how long a key file is kept after its expiry
+	revocationRetention = 30 * 24 * time.Hour // how long a .revoked file is kept after its expiry, at least
 )
 
 // A keyDir is a directory of key files. Servers that use the same one share its keys.
 // The empty keyDir stores nothing.
 //
-// The file NAME.pem holds a key. NAME.revoked or NAME.pem.revoked says that the key is
-// revoked, whether or not NAME.pem is still there.
+// The file EXPIRY.KID.pem holds a key. EXPIRY.KID.revoked or EXPIRY.KID.pem.revoked revokes
+// the key with this kid, whatever expiry other files of it name. Other files are ignored,
+// and so are those whose names begin with a dot.
 type keyDir string
 
 func (d keyDir) path(file string) string { return filepath.Join(string(d), file) }
@@ -60,37 +63,83 @@ func (d keyDir) create() error {
 	return nil
 }
 
-// list returns the names of the keys that are stored and of those that are revoked,
-// each in order and without endings. It deletes files that expired a day ago, and what
-// a crash left an hour ago. Deleting may fail, because such files are never read.
-func (d keyDir) list(now time.Time) (stored, revoked []string, err error) {
+// A listing is the content of a keyDir.
+type listing struct {
+	stored, revoked []string // names of keys, sorted: file names without extensions
+	temporary       []string // names of files
+}
+
+func (d keyDir) list() (l listing, err error) {
 	if d == "" {
-		return nil, nil, nil
+		return listing{}, nil
 	}
 	entries, err := os.ReadDir(string(d))
 	if err != nil {
-		return nil, nil, fmt.Errorf("cannot read the keys directory: %w; make it readable, or mount it again", err)
+		return listing{}, fmt.Errorf("cannot read the keys directory: %w; make it readable, or mount it again", err)
 	}
-	for _, e := range entries {
-		name, tombstone := strings.CutSuffix(e.Name(), ".revoked")
-		name, pem := strings.CutSuffix(name, ".pem")
-		switch expires, ok := expiry(name); {
-		case strings.HasPrefix(name, "."):
-			if ours, _ := filepath.Match(temporary, name); ours {
-				if info, err := e.Info(); err == nil && now.Sub(info.ModTime()) > time.Hour {
-					os.Remove(d.path(name))
-				}
+	for _, entry := range entries {
+		file := entry.Name()
+		if strings.HasPrefix(file, ".") {
+			if ours, _ := filepath.Match(temporary, file); ours {
+				l.temporary = append(l.temporary, file)
 			}
-		case !pem && !tombstone:
-		case ok && now.Sub(expires) >= retention:
-			os.Remove(d.path(e.Name()))
-		case tombstone:
-			revoked = append(revoked, name)
-		default:
+			continue
+		}
+		if name, ok := strings.CutSuffix(file, ".revoked"); ok {
+			l.revoked = append(l.revoked, strings.TrimSuffix(name, ".pem"))
+		} else if name, ok := strings.CutSuffix(file, ".pem"); ok {
+			l.stored = append(l.stored, name)
+		}
+	}
+	return l, nil
+}
+
+// remove deletes the obsolete files in l, and temporary files older than an hour, which a
+// crash left. It ignores errors, because such files are never read.
+func (d keyDir) remove(l listing, now time.Time) {
+	stored, revoked := l.obsolete(now)
+	for _, name := range stored {
+		os.Remove(d.path(name + ".pem"))
+	}
+	for _, name := range revoked {
+		os.Remove(d.path(name + ".revoked"))
+		os.Remove(d.path(name + ".pem.revoked"))
+	}
+	for _, file := range l.temporary {
+		if info, err := os.Lstat(d.path(file)); err == nil && now.Sub(info.ModTime()) > time.Hour {
+			os.Remove(d.path(file))
+		}
+	}
+}
+
+// obsolete returns the names of the .pem files and of the .revoked files to delete.
+//
+// The .pem files of a kid are kept until all its files have been expired for keyRetention,
+// so that a server whose clock is ahead takes no key from the others, and because the
+// first file of a kid is what keeps a second one from giving it another expiry. A
+// .revoked file is kept as long as a .pem file of its kid.
+func (l listing) obsolete(now time.Time) (stored, revoked []string) {
+	hasKey, recent := map[string]bool{}, map[string]bool{} // by kid
+	for _, name := range l.stored {
+		_, kid, _ := parseName(name)
+		hasKey[kid] = true
+	}
+	for _, name := range slices.Concat(l.stored, l.revoked) {
+		if expires, kid, ok := parseName(name); ok && now.Sub(expires) < keyRetention {
+			recent[kid] = true
+		}
+	}
+	for _, name := range l.stored {
+		if _, kid, ok := parseName(name); ok && !recent[kid] {
 			stored = append(stored, name)
 		}
 	}
-	return stored, revoked, nil
+	for _, name := range l.revoked {
+		if expires, kid, ok := parseName(name); ok && !hasKey[kid] && now.Sub(expires) >= revocationRetention {
+			revoked = append(revoked, name)
+		}
+	}
+	return stored, revoked
 }
 
 // load returns the key of a file. The error is fs.ErrNotExist if the file has gone since
@@ -136,7 +185,7 @@ func parseKey(name string, content []byte) (key, error) {
 	if _, err := rsa.SignPKCS1v15(rand.Reader, private, crypto.SHA256, digest[:]); err != nil {
 		return key{}, fmt.Errorf("holds a key that cannot sign: %w", err)
 	}
-	expires, ok := expiry(name)
+	expires, _, ok := parseName(name)
 	k := newKey(private, expires)
 	if !ok || name != k.name() {
 		return key{}, fmt.Errorf("is misnamed: it has to be YYYYMMDDThhmmssZ.%s.pem, with the time at which the key expires", k.kid)
@@ -191,49 +240,49 @@ func (d keyDir) exposed(name string) bool {
 	return err == nil && runtime.GOOS != "windows" && info.Mode().Perm()&0o044 != 0
 }
 
-// A comparison is what has to be done to the keys in hand and the files in the directory.
+// A comparison is the difference between the keys in memory and the files in the directory.
 type comparison struct {
 	kept, expired, revoked []key
-	missing                []key    // those kept whose file is not there
+	missing                []key    // kept keys without a file
 	unknown                []string // names of files to load
-	double                 []string // names of files that give a key a second expiry
+	duplicates             []string // names of files that give a kid a second expiry
 }
 
-// compare compares the keys in hand with the names of those that are stored and of those
-// that are revoked. It keeps a key whose file is missing, because a disk may be lost, a
-// mount point empty, a listing partial. A key keeps the first expiry that was seen of it,
-// so another file with the same kid is double, even once the first has expired.
+// compare compares the keys in memory with the names of the stored keys. revoked is by kid.
+//
+// It keeps a key whose file is missing, because a disk may be lost, a mount point empty, or
+// a listing incomplete. A kid has one expiry: that of the key in memory, or else that of
+// its first file, even if that file has expired.
 func compare(keys []key, stored []string, revoked map[string]bool, now time.Time) (c comparison) {
-	files, held := map[string]bool{}, map[string]bool{}
-	names := map[string]string{} // the first of each kid
-	for _, name := range stored {
-		files[name] = true
-	}
+	firstByKid := map[string]string{}
 	for _, k := range keys {
-		held[k.name()], names[k.kid] = true, k.name()
+		firstByKid[k.kid] = k.name()
 		switch {
-		case revoked[k.name()]:
+		case revoked[k.kid]:
 			c.revoked = append(c.revoked, k)
 		case k.expired(now):
 			c.expired = append(c.expired, k)
 		default:
 			c.kept = append(c.kept, k)
-			if !files[k.name()] {
+			if !slices.Contains(stored, k.name()) {
 				c.missing = append(c.missing, k)
 			}
 		}
 	}
 	for _, name := range stored {
-		expires, ok := expiry(name)
-		_, kid, _ := strings.Cut(name, ".")
-		first := cmp.Or(names[kid], name)
-		if ok {
-			names[kid] = first
+		expires, kid, ok := parseName(name)
+		if !ok {
+			c.unknown = append(c.unknown, name) // misnamed: loading it says so
+			continue
+		}
+		first, seen := firstByKid[kid]
+		if !seen {
+			firstByKid[kid] = name
 		}
 		switch {
-		case held[name] || revoked[name] || ok && !now.Before(expires):
-		case ok && name != first:
-			c.double = append(c.double, name)
+		case revoked[kid], !now.Before(expires), first == name:
+		case seen:
+			c.duplicates = append(c.duplicates, name)
 		default:
 			c.unknown = append(c.unknown, name)
 		}
@@ -251,8 +300,8 @@ type faultyFile struct {
 // loadAll returns the keys of unknown files, and the files that cannot be used. It skips
 // those that have gone since they were listed. Faulty are those that could not be used before.
 func (d keyDir) loadAll(c comparison, faulty []faultyFile) (found []key, bad []faultyFile) {
-	for _, name := range c.double {
-		bad = append(bad, faultyFile{name: name, err: errors.New("holds the key of another file")})
+	for _, name := range c.duplicates {
+		bad = append(bad, faultyFile{name: name, err: errors.New("holds the key of another file, and a key has one expiry")})
 	}
 	for _, name := range c.unknown {
 		version := d.version(name)

@@ -77,7 +77,7 @@ func TestKey(t *testing.T) {
 			{name: "elsewhere", expires: epoch.In(time.FixedZone("", 3600)), want: epoch},
 		} {
 			k := newKey(readyMade()[0], test.expires)
-			stored, _ := expiry(k.name())
+			stored, _, _ := parseName(k.name())
 			equal(t, test.name+": expires, by key and by name", []time.Time{k.expires, stored}, []time.Time{test.want, test.want})
 		}
 	})
@@ -124,53 +124,74 @@ func TestKeyDirectory(t *testing.T) {
 			equal(t, test.name+": parent exists", exists(filepath.Dir(path)), test.name != "no parent")
 		}
 	})
-	t.Run("list returns our files, sweeps dead ones and leaves others alone", func(t *testing.T) {
+	t.Run("list returns the names of keys and of revoked keys, and ignores other files", func(t *testing.T) {
 		dir := keyDir(t.TempDir())
-		const valid, expired, nearly, dead = "20260102T120001Z", "20260102T120000Z", "20260101T120001Z", "20260101T120000Z"
+		for _, file := range []string{
+			"b.pem", "a.pem", "a.revoked", "c.pem.revoked", "20200101T000000Z.d.pem", ".jwks-server-1.tmp",
+			"e", "f.txt", "g.pem.bak", "README", ".gitignore", ".pem", ".revoked", ".pem.revoked", "._h.pem", ".#i.pem", ".other.tmp", "jwks-server-2.tmp",
+		} {
+			writeFile(t, dir, file, "")
+		}
+		equal(t, "list", must(dir.list()), listing{
+			stored:    []string{"20200101T000000Z.d", "a", "b"},
+			revoked:   []string{"a", "c"},
+			temporary: []string{".jwks-server-1.tmp"},
+		})
+	})
+	t.Run("remove deletes obsolete files, and what a crash left an hour ago", func(t *testing.T) {
+		dir := keyDir(t.TempDir())
+		const day, month = "20260101T120000Z", "20251203T120000Z" // before epoch
 		tests := []struct {
-			name                    string // of the file
-			age                     time.Duration
-			wantStored, wantRevoked string
-			wantGone                bool
+			file     string
+			age      time.Duration
+			wantGone bool
 		}{
-			{name: valid + ".a.pem", wantStored: valid + ".a"},
-			{name: valid + ".a.revoked", wantRevoked: valid + ".a"},
-			{name: expired + ".b.pem", wantStored: expired + ".b"},
-			{name: nearly + ".c.pem", wantStored: nearly + ".c"},
-			{name: dead + ".d.pem", wantGone: true},
-			{name: valid + ".e.revoked", wantRevoked: valid + ".e"},
-			{name: valid + ".f.pem.revoked", wantRevoked: valid + ".f"},
-			{name: nearly + ".g.revoked", wantRevoked: nearly + ".g"},
-			{name: dead + ".h.revoked", wantGone: true},
-			{name: dead + ".i.pem.revoked", wantGone: true},
-			{name: "key.pem", wantStored: "key"}, // is misnamed, and has to be told of
-			{name: dead + ".j"}, {name: dead + ".k.txt"}, {name: dead + ".l.pem.bak"}, {name: "README"}, {name: ".gitignore"},
-			{name: "._" + dead + ".m.pem"}, {name: ".#" + dead + ".n.pem"}, {name: "." + dead + ".o.revoked"}, {name: "." + valid + ".p.pem"},
-			{name: ".jwks-server-1.tmp", age: time.Hour + time.Second, wantGone: true},
-			{name: ".jwks-server-2.tmp", age: time.Hour},
-			{name: ".other-3.tmp", age: 48 * time.Hour}, {name: "jwks-server-4.tmp", age: 48 * time.Hour},
+			{file: "20260101T120001Z.a.pem"},
+			{file: day + ".b.pem", wantGone: true},
+			{file: day + ".c.revoked"},
+			{file: month + ".d.revoked", wantGone: true},
+			{file: month + ".e.pem.revoked", wantGone: true},
+			{file: month + ".pem"}, {file: "f.pem"}, {file: "g.revoked"}, {file: month + ".h"}, {file: "." + month + ".i.pem"}, {file: "." + month + ".j.revoked"},
+			{file: ".jwks-server-1.tmp", age: time.Hour + time.Second, wantGone: true},
+			{file: ".jwks-server-2.tmp", age: time.Hour},
+			{file: ".other-3.tmp", age: 48 * time.Hour},
 		}
-		var wantStored, wantRevoked []string
 		for _, test := range tests {
-			ok(t, os.Chtimes(writeFile(t, dir, test.name, ""), time.Time{}, epoch.Add(-test.age)))
-			wantStored, wantRevoked = append(wantStored, test.wantStored), append(wantRevoked, test.wantRevoked)
+			ok(t, os.Chtimes(writeFile(t, dir, test.file, ""), time.Time{}, epoch.Add(-test.age)))
 		}
-		ok(t, os.MkdirAll(dir.path(dead+".q.pem/x"), 0o700)) // cannot be deleted
-		given := func(names []string) []string {
-			slices.Sort(names)
-			return slices.DeleteFunc(names, func(name string) bool { return name == "" })
-		}
-		stored, revoked, err := dir.list(epoch)
-		ok(t, err)
-		equal(t, "stored", stored, given(wantStored))
-		equal(t, "revoked", revoked, given(wantRevoked))
+		ok(t, os.MkdirAll(dir.path(day+".k.pem/x"), 0o700)) // cannot be deleted
+		dir.remove(must(dir.list()), epoch)
 		for _, test := range tests {
-			equal(t, test.name+" is gone", !exists(dir.path(test.name)), test.wantGone)
+			equal(t, test.file+" is gone", !exists(dir.path(test.file)), test.wantGone)
+		}
+	})
+	t.Run("a file is obsolete only with the other files of its kid", func(t *testing.T) {
+		const recent, day, lastMonth, month, misnamed = "20260101T120001Z.a", "20260101T120000Z.a", "20251203T120001Z.a", "20251203T120000Z.a", "2026.a"
+		for _, test := range []struct {
+			name                    string
+			stored, revoked         []string
+			wantStored, wantRevoked []string
+		}{
+			{name: "less than a day", stored: []string{recent}},
+			{name: "a day", stored: []string{day}, wantStored: []string{day}},
+			{name: "two files, a day", stored: []string{month, day}, wantStored: []string{month, day}},
+			{name: "a day, beside a file that expired later", stored: []string{day, recent}},
+			{name: "a day, beside a later revocation", stored: []string{day}, revoked: []string{recent}},
+			{name: "a day, beside a file of another kid", stored: []string{day, "20260102T120000Z.b"}, wantStored: []string{day}},
+			{name: "revoked, less than 30 days", revoked: []string{lastMonth}},
+			{name: "revoked, 30 days", revoked: []string{month}, wantRevoked: []string{month}},
+			{name: "revoked, 30 days, beside a key file", stored: []string{day}, revoked: []string{month}, wantStored: []string{day}},
+			{name: "revoked, 30 days, beside a misnamed file", stored: []string{misnamed}, revoked: []string{month}},
+			{name: "misnamed", stored: []string{misnamed, "key", "20260101T120000Z"}, revoked: []string{misnamed, "key", "20200101T000000Z"}},
+		} {
+			stored, revoked := listing{stored: test.stored, revoked: test.revoked}.obsolete(epoch)
+			equal(t, test.name+": key files", stored, test.wantStored)
+			equal(t, test.name+": .revoked files", revoked, test.wantRevoked)
 		}
 	})
 	t.Run("a directory that is gone is an error that says what to do", func(t *testing.T) {
 		dir := keyDir(filepath.Join(t.TempDir(), "gone"))
-		_, _, err := dir.list(epoch)
+		_, err := dir.list()
 		wantError(t, "list", err, "cannot read the keys directory: open "+string(dir)+": no such file or directory; make it readable, or mount it again")
 		wantError(t, "write", dir.write(newKey(readyMade()[0], epoch)), string(dir)+" has to be mounted and writable, with room in it")
 		wantError(t, "sync", dir.sync(), "cannot sync the keys directory")
@@ -187,9 +208,9 @@ func TestKeyDirectory(t *testing.T) {
 	t.Run("the empty directory stores nothing", func(t *testing.T) {
 		t.Chdir(t.TempDir())
 		var dir keyDir
-		stored, revoked, err := dir.list(epoch)
+		files, err := dir.list()
 		ok(t, dir.create(), err, dir.write(newKey(readyMade()[0], epoch)), dir.sync())
-		equal(t, "listed, and made in the working directory", len(stored)+len(revoked)+len(must(os.ReadDir("."))), 0)
+		equal(t, "listed, and made in the working directory", len(files.stored)+len(files.revoked)+len(must(os.ReadDir("."))), 0)
 	})
 }
 
@@ -312,21 +333,23 @@ func TestCompare(t *testing.T) {
 		{name: "a revoked key is not stored again", keys: []key{a, b}, revoked: []key{a, b}, want: comparison{revoked: []key{a, b}}},
 		{name: "a new file is loaded", keys: []key{a}, stored: []key{a, b}, want: comparison{kept: []key{a}, unknown: namesOf([]key{b})}},
 		{name: "a revoked file is not loaded", stored: []key{a, b}, revoked: []key{b}, want: comparison{unknown: namesOf([]key{a})}},
+		{name: "a kid is revoked, whatever expiry a file of it names", keys: []key{a, b}, stored: []key{a, b, longer}, revoked: []key{longer}, want: comparison{kept: []key{b}, revoked: []key{a}}},
 		{name: "an expired file is not loaded", stored: []key{dead, a}, want: comparison{unknown: namesOf([]key{a})}},
-		{name: "a key in hand has one expiry for ever", keys: []key{a}, stored: []key{longer}, want: comparison{kept: []key{a}, missing: []key{a}, double: namesOf([]key{longer})}},
-		{name: "a new key has the first expiry that is stored", stored: []key{a, longer}, want: comparison{unknown: namesOf([]key{a}), double: namesOf([]key{longer})}},
-		{name: "a key that has expired has no second life", stored: []key{dead, again}, want: comparison{double: namesOf([]key{again})}},
+		{name: "a key in hand has one expiry for ever", keys: []key{a}, stored: []key{longer}, want: comparison{kept: []key{a}, missing: []key{a}, duplicates: namesOf([]key{longer})}},
+		{name: "a new key has the first expiry that is stored", stored: []key{a, longer}, want: comparison{unknown: namesOf([]key{a}), duplicates: namesOf([]key{longer})}},
+		{name: "a key that has expired has no second life", stored: []key{dead, again}, want: comparison{duplicates: namesOf([]key{again})}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			revoked := map[string]bool{}
-			for _, name := range namesOf(test.revoked) {
-				revoked[name] = true
+			for _, k := range test.revoked {
+				revoked[k.kid] = true
 			}
 			equal(t, "compare", compare(test.keys, namesOf(test.stored), revoked, epoch), test.want)
 		})
 	}
 	t.Run("a misnamed file is loaded, so that it is told of", func(t *testing.T) {
-		equal(t, "compare", compare(nil, []string{"key", "old"}, nil, epoch), comparison{unknown: []string{"key", "old"}})
+		misnamed := []string{"key", "20200101T000000Z", "2026.a"}
+		equal(t, "compare", compare(nil, misnamed, map[string]bool{"": true, "a": true}, epoch), comparison{unknown: misnamed})
 	})
 }
 
@@ -367,8 +390,8 @@ func TestFaultyFiles(t *testing.T) {
 		equal(t, "number of faulty", len(bad), 1)
 	})
 	t.Run("a second expiry of a key is told of", func(t *testing.T) {
-		_, bad := keyDir("d").loadAll(comparison{double: []string{"a"}}, nil)
-		wantError(t, "describe", keyDir("d").describe(bad), "key file d/a.pem holds the key of another file; repair it or move it elsewhere")
+		_, bad := keyDir("d").loadAll(comparison{duplicates: []string{"a"}}, nil)
+		wantError(t, "describe", keyDir("d").describe(bad), "key file d/a.pem holds the key of another file, and a key has one expiry; repair it or move it elsewhere")
 	})
 	t.Run("an error names the first three faulty files and counts the rest", func(t *testing.T) {
 		for files, want := range map[string]string{

@@ -33,7 +33,7 @@ type keystore struct {
 
 	making   *limiter        // of one turn: it guards the fields below, and changes of keys
 	spare    *rsa.PrivateKey // generated and not yet used
-	revoked  map[string]bool // names of keys: a revocation is for ever
+	revoked  map[string]bool // kids: a revocation is permanent
 	missing  []key           // keys in hand whose files were not listed
 	restored map[string]bool // names of keys that were stored again
 
@@ -229,15 +229,17 @@ func (s *keystore) generate(ctx context.Context) (*rsa.PrivateKey, error) {
 // refresh makes the store hold what the directory holds, besides what it holds already.
 // The caller holds making.
 func (s *keystore) refresh() error {
-	stored, revoked, err := s.dir.list(clock())
+	files, err := s.dir.list()
 	if err != nil {
 		return err
 	}
-	now := clock()
-	for _, name := range revoked {
-		s.revoked[name] = true
+	now := clock() // not before, because list may hang
+	s.dir.remove(files, now)
+	for _, name := range files.revoked {
+		_, kid, _ := parseName(name)
+		s.revoked[kid] = true
 	}
-	c := compare(s.keys, stored, s.revoked, now)
+	c := compare(s.keys, files.stored, s.revoked, now)
 	if len(c.kept) < len(s.keys) {
 		s.replace(c.kept)
 	}

@@ -212,8 +212,11 @@ type model struct {
 
 // look does what a tick does.
 func (m *model) look(now time.Time) {
-	maps.DeleteFunc(m.files, func(_ string, k key) bool { return now.Sub(k.expires) >= retention })
-	c := compare(m.keys, slices.Collect(maps.Keys(m.files)), nil, now)
+	obsolete, _ := listing{stored: slices.Sorted(maps.Keys(m.files))}.obsolete(now)
+	for _, name := range obsolete {
+		delete(m.files, name)
+	}
+	c := compare(m.keys, slices.Sorted(maps.Keys(m.files)), nil, now)
 	for _, k := range c.missing {
 		m.files[k.name()] = k
 	}
@@ -833,6 +836,33 @@ func TestRevocation(t *testing.T) {
 			check("when the .revoked file is gone", a, b, c)
 		})
 	}
+	bubble(t, "a kid is revoked and has one expiry, whatever other files of it say, also after a restart", func(t *testing.T) {
+		dir := keyDir(t.TempDir())
+		revoked, once := putKey(t, dir, 0, time.Hour), putKey(t, dir, 1, 2*time.Hour)
+		s := newTestServer(t, "-keys", string(dir))
+		for _, k := range []key{revoked, once} { // files by which they would live for 40 days
+			ok(t, os.Link(dir.path(k.name()+".pem"), dir.path(newKey(k.private, clock().Add(40*24*time.Hour)).name()+".pem")))
+		}
+		ok(t, os.WriteFile(dir.path(revoked.name()+".revoked"), nil, 0o600))
+		for _, test := range []struct {
+			after    time.Duration
+			wantOnce bool
+		}{{after: time.Second, wantOnce: true}, {after: 2*time.Hour - 1, wantOnce: true}, {after: 2 * time.Hour}, {after: 26 * time.Hour}, {after: 32 * 24 * time.Hour}} {
+			sleepUntil(once.expires.Add(test.after - 2*time.Hour))
+			s.store.grow(t.Context(), 0)
+			restarted := &keystore{dir: dir, log: s.store.log, making: must(newLimiter(1)), turns: must(newLimiter(1)), revoked: map[string]bool{}}
+			ok(t, restarted.refresh()) // openKeystore refuses duplicates
+			for name, s := range map[string]*keystore{"the server": s.store, "a restarted one": restarted} {
+				kids := map[string]bool{}
+				for _, k := range s.published(clock()) {
+					kids[k.kid] = true
+				}
+				what := fmt.Sprintf("after %s %s publishes ", test.after, name)
+				equal(t, what+"the revoked key", kids[revoked.kid], false)
+				equal(t, what+"the other key", kids[once.kid], test.wantOnce)
+			}
+		}
+	})
 	bubble(t, "when all keys are revoked a new one signs", func(t *testing.T) {
 		s := newTestServer(t)
 		before := s.set(t)

@@ -116,7 +116,7 @@ func TestDirectoryTrouble(t *testing.T) {
 			}
 			after := files()
 			for _, name := range before {
-				if expires, _ := expiry(name); expires.After(time.Now()) && !slices.Contains(after, name) {
+				if expires, _, _ := parseName(name); expires.After(time.Now()) && !slices.Contains(after, name) {
 					t.Errorf("the key file %s is gone", name)
 				}
 			}
