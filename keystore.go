@@ -36,6 +36,7 @@ type keystore struct {
 	revoked  map[string]bool // kids: a revocation is permanent
 	missing  []key           // keys in hand whose files were not listed
 	restored map[string]bool // names of keys that were stored again
+	events   []event         // to be logged once making is released, because writing the log may block
 
 	turns *limiter // for RSA operations: one a core, because more would slow each other down
 
@@ -47,36 +48,62 @@ type keystore struct {
 	until    time.Time // and before then
 }
 
-// openKeystore returns a keystore with the keys of the directory and those that have to
-// be made. A key file that cannot be used is an error. A directory that cannot be written
-// is one only if there is no key to sign with.
+// An event is a line for the log.
+type event struct {
+	level   slog.Level
+	message string
+	fields  []any
+}
+
+// openKeystore returns a keystore with the keys in the directory and those that have to be
+// made. It waits for its first key as long as ctx allows, and for the others for startWait.
+//
+// An unusable key file is an error. A directory that cannot be written is an error only if
+// no key can sign.
 func openKeystore(ctx context.Context, dir keyDir, policy rotation, bits int, log *slog.Logger) (*keystore, error) {
+	s, err := newKeystore(dir, policy, bits, log)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.start(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func newKeystore(dir keyDir, policy rotation, bits int, log *slog.Logger) (*keystore, error) {
 	making, err1 := newLimiter(1)
 	turns, err2 := newLimiter(runtime.GOMAXPROCS(0))
-	if err := cmp.Or(err1, err2, dir.create()); err != nil {
-		return nil, err
-	}
-	s := &keystore{
-		rotation: policy, bits: bits, dir: dir, log: slog.New(slog.DiscardHandler),
+	return &keystore{
+		rotation: policy, bits: bits, dir: dir, log: log,
 		making: making, revoked: map[string]bool{}, restored: map[string]bool{}, turns: turns,
+	}, cmp.Or(err1, err2)
+}
+
+// start is openKeystore for a keystore that nothing else uses yet. It logs nothing about
+// keys before it has one, because a start that fails prints one line.
+func (s *keystore) start(ctx context.Context) error {
+	slow := time.AfterFunc(startWait, func() {
+		s.log.Warn("the start waits for its first key: the keys directory does not answer, or making a key takes long", "directory", s.dir)
+	})
+	defer slow.Stop()
+	if err := s.dir.create(); err != nil {
+		return err
 	}
 	if err := s.refresh(); err != nil {
-		return nil, err
+		return err
 	}
 	if err := s.dir.describe(s.faulty); err != nil {
-		return nil, err
+		return err
 	}
-	s.log = log // not before, because a start that fails prints one line
-	found := s.keys
-	filling, cancel := context.WithTimeout(ctx, startWait)
+	if err := s.fill(ctx, 0); err != nil && !s.canSign() {
+		return err
+	}
+	slow.Stop()
+	ctx, cancel := context.WithTimeout(ctx, startWait)
 	defer cancel()
-	if err := s.grow(filling, s.ahead()); err != nil {
-		if _, ok := s.signing(clock()); !ok {
-			return nil, err
-		} // else the loop goes on, and logs what stands in the way
-	}
-	s.logFound(found)
-	return s, nil
+	s.grow(ctx, s.ahead()) // after an error maintain retries, and logs it
+	return nil
 }
 
 // errNoKey means that there is no key and that none could be made.
@@ -85,18 +112,16 @@ var errNoKey = errors.New("no key")
 // jwks returns the JWK Set (RFC 7517 section 5), which is never empty: it makes a key if
 // there is none. The error wraps errNoKey.
 func (s *keystore) jwks(ctx context.Context) (*document, error) {
-	var failed error
-	for {
-		if set := s.current(clock()); set != nil {
-			return set, nil
-		}
-		if failed != nil {
-			return nil, fmt.Errorf("%w: %w", errNoKey, failed)
-		}
-		waiting, cancel := context.WithTimeout(ctx, maxWait)
-		failed = s.grow(waiting, 0)
-		cancel()
+	if set := s.current(clock()); set != nil {
+		return set, nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, maxWait)
+	defer cancel()
+	err := s.grow(ctx, 0)
+	if set := s.current(clock()); set != nil {
+		return set, nil
+	}
+	return nil, fmt.Errorf("%w: %w", errNoKey, err)
 }
 
 // current returns the JWK Set of now; nil if there is no key to publish.
@@ -125,27 +150,35 @@ type turn struct {
 	release func()
 }
 
-// turn waits for a turn, and makes a key if there is none to sign with. It reads the clock
-// once all waiting is over. The error is that of ctx, or wraps errNoKey.
+// turn waits for a turn, and makes a key if none can sign. The error wraps errNoKey if none
+// can be made, and is otherwise that of acquire.
 func (s *keystore) turn(ctx context.Context) (turn, error) {
 	ctx, cancel := context.WithTimeout(ctx, maxWait)
 	defer cancel()
-	var failed error
-	for {
-		release, err := s.turns.acquire(ctx)
-		if err != nil {
-			return turn{}, err
-		}
-		now := clock()
-		if k, ok := s.signing(now); ok {
-			return turn{key: k, now: now, release: release}, nil
-		}
-		release()
-		if failed != nil {
-			return turn{}, fmt.Errorf("%w: %w", errNoKey, failed)
-		}
-		failed = s.grow(ctx, 0)
+	t, err := s.turnWithKey(ctx)
+	if !errors.Is(err, errNoKey) {
+		return t, err
 	}
+	if err := s.grow(ctx, 0); err != nil && !s.canSign() {
+		return turn{}, fmt.Errorf("%w: %w", errNoKey, err)
+	}
+	return s.turnWithKey(ctx)
+}
+
+// turnWithKey waits for a turn. Then it reads the clock, after all waiting. The error is
+// errNoKey, or that of acquire.
+func (s *keystore) turnWithKey(ctx context.Context) (turn, error) {
+	release, err := s.turns.acquire(ctx)
+	if err != nil {
+		return turn{}, err
+	}
+	now := clock()
+	k, ok := s.signing(now)
+	if !ok {
+		release()
+		return turn{}, errNoKey
+	}
+	return turn{key: k, now: now, release: release}, nil
 }
 
 // signing returns the key that signs.
@@ -153,6 +186,11 @@ func (s *keystore) signing(now time.Time) (k key, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.signer(s.keys, now)
+}
+
+func (s *keystore) canSign() bool {
+	_, ok := s.signing(clock())
+	return ok
 }
 
 // state returns the keys in hand, and what is wrong with files in the directory.
@@ -170,21 +208,36 @@ func (s *keystore) grow(ctx context.Context, ahead time.Duration) error {
 	if err != nil {
 		return err
 	}
-	return await(ctx, func() error {
-		defer release()
-		return s.fill(ctx, ahead)
+	_, err = await(ctx, func() (struct{}, error) {
+		err := s.fill(ctx, ahead)
+		events := s.events
+		s.events = nil
+		release()
+		for _, e := range events {
+			s.log.Log(ctx, e.level, e.message, e.fields...)
+		}
+		return struct{}{}, err
 	})
+	return err
 }
 
-// await returns what f returns, or the error of ctx if that ends first: f may hang.
-func await(ctx context.Context, f func() error) error {
-	done := make(chan error, 1)
-	go func() { done <- f() }()
+// await returns the result of f, or the error of ctx if that is done first: f may hang.
+func await[T any](ctx context.Context, f func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		value, err := f()
+		done <- result{value, err}
+	}()
 	select {
-	case err := <-done:
-		return err
+	case r := <-done:
+		return r.value, r.err
 	case <-ctx.Done():
-		return ctx.Err()
+		var none T
+		return none, ctx.Err()
 	}
 }
 
@@ -210,7 +263,7 @@ func (s *keystore) fill(ctx context.Context, ahead time.Duration) error {
 				return err
 			}
 			s.replace(append(slices.Clone(s.keys), k))
-			s.log.Info("key made", s.describe(k)...)
+			s.note(slog.LevelInfo, "key made", s.describe(k)...)
 		}
 	}
 }
@@ -224,6 +277,11 @@ func (s *keystore) generate(ctx context.Context) (*rsa.PrivateKey, error) {
 	}
 	defer release()
 	return rsa.GenerateKey(rand.Reader, s.bits)
+}
+
+// note adds an event. The caller holds making.
+func (s *keystore) note(level slog.Level, message string, fields ...any) {
+	s.events = append(s.events, event{level: level, message: message, fields: fields})
 }
 
 // refresh makes the store hold what the directory holds, besides what it holds already.
@@ -244,10 +302,10 @@ func (s *keystore) refresh() error {
 		s.replace(c.kept)
 	}
 	for _, k := range c.expired {
-		s.log.Info("key expired", "kid", k.kid)
+		s.note(slog.LevelInfo, "key expired", "kid", k.kid)
 	}
 	for _, k := range c.revoked {
-		s.log.Warn("key revoked", s.describe(k)...)
+		s.note(slog.LevelWarn, "key revoked", s.describe(k)...)
 	}
 	s.missing = c.missing
 	return s.load(c)
@@ -266,17 +324,13 @@ func (s *keystore) load(c comparison) error {
 		return err
 	}
 	s.replace(append(slices.Clone(s.keys), found...))
-	s.logFound(found)
-	return nil
-}
-
-func (s *keystore) logFound(keys []key) {
-	for _, k := range keys {
-		s.log.Info("key found", s.describe(k)...)
+	for _, k := range found {
+		s.note(slog.LevelInfo, "key found", s.describe(k)...)
 		if s.dir.exposed(k.name()) {
-			s.log.Warn("other users may read a private key: chmod 600 its file", "file", s.dir.path(k.name()+".pem"))
+			s.note(slog.LevelWarn, "other users may read a private key: chmod 600 its file", "file", s.dir.path(k.name()+".pem"))
 		}
 	}
+	return nil
 }
 
 // restore stores the keys whose files are missing. It comes after new keys, and tries each,
@@ -291,7 +345,7 @@ func (s *keystore) restore() (failed error) {
 			continue
 		}
 		if !s.restored[k.name()] {
-			s.log.Warn("key stored again, because its file was missing; to revoke a key, rename its file to end in .revoked", "kid", k.kid)
+			s.note(slog.LevelWarn, "key stored again, because its file was missing; to revoke a key, rename its file to end in .revoked", "kid", k.kid)
 		}
 		s.restored[k.name()] = true
 	}
@@ -365,7 +419,7 @@ func (s *keystore) maintain(ctx context.Context) {
 			if s.far(k, now) && !warned[k.name()] {
 				warned[k.name()] = true
 				s.log.Warn("key expires too late to sign yet, because it was made with other flags or under a wrong clock; "+
-					"rename its file to end in .revoked if none of its tokens is in use", s.describe(k)...)
+					"rename its file to end in .revoked if none of its tokens is in use", append(s.describe(k), "file", s.dir.path(k.name()+".pem"))...)
 			}
 		}
 		outlook := "no key can sign"

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -382,6 +384,7 @@ func TestHorizon(t *testing.T) {
 		}
 		for _, k := range []key{farthest, far} {
 			wantInLog(t, s.log, 1, "was made with other flags or under a wrong clock; rename its file to end in .revoked if none of its tokens is in use\" kid="+k.kid)
+			wantInLog(t, s.log, 1, " file="+dir.path(k.name()+".pem"))
 		}
 	})
 }
@@ -974,6 +977,48 @@ func TestTrouble(t *testing.T) {
 		}
 		takeAll(t, s.store.turns)() // none was lost
 	})
+	bubble(t, "a request is told that there is no key, and not that all turns are taken", func(t *testing.T) {
+		s := newTestServer(t, "-publish-ahead", "1s")
+		time.Sleep(time.Hour)
+		defer takeAll(t, s.store.making)() // as a hung look does
+		var err error
+		var wg sync.WaitGroup
+		wg.Go(func() { _, err = s.store.turn(t.Context()) })
+		synctest.Wait()
+		release := takeAll(t, s.store.turns)
+		wg.Wait()
+		release()
+		equal(t, "the error is errNoKey", errors.Is(err, errNoKey), true)
+	})
+	bubble(t, "a request whose time was spent on making a key gets its answer if a turn is free", func(t *testing.T) {
+		s := newTestServer(t, "-publish-ahead", "1s")
+		time.Sleep(time.Hour)
+		release := takeAll(t, s.store.making) // as a slow look does
+		k := newKey(readyMade()[0], clock().Add(time.Hour))
+		time.AfterFunc(maxWait-1, func() { s.store.replace([]key{k}) })
+		got, err := s.store.turn(t.Context())
+		ok(t, err)
+		got.release()
+		equal(t, "signer", got.key.kid, k.kid)
+		release()
+	})
+	bubble(t, "nobody waits for the log", func(t *testing.T) {
+		s := newTestServer(t)
+		read, write := io.Pipe() // which nobody reads
+		s.store.log = slog.New(slog.NewTextHandler(write, nil))
+		time.Sleep(3 * time.Hour) // all keys expire
+		go s.store.grow(t.Context(), 0)
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		release, err := s.store.making.acquire(ctx)
+		ok(t, err)
+		release()
+		takeAll(t, s.store.turns)()
+		equal(t, "the keystore is locked", !s.store.mu.TryLock(), false)
+		s.store.mu.Unlock()
+		read.Close()
+	})
 	t.Run("no stop waits for a directory that hangs", func(t *testing.T) {
 		s := newServerWithKey(t)
 		ctx, stop := context.WithCancel(t.Context())
@@ -1018,6 +1063,28 @@ func TestOpen(t *testing.T) {
 		s, err, _ := open(t, unwritable(t, dir))
 		ok(t, err)
 		equal(t, "last key", namesOf(s.keys[len(s.keys)-1:]), namesOf([]key{k}))
+	})
+	bubble(t, "a start waits for its first key as long as that takes, and the log says so, but not for the others", func(t *testing.T) {
+		logged := &lockedBuffer{}
+		s := must(newKeystore(keyDir(t.TempDir()), standard, minBits, slog.New(slog.NewTextHandler(logged, nil))))
+		release := takeAll(t, s.turns) // making a key takes long
+		started := make(chan error, 1)
+		go func() { started <- s.start(t.Context()) }()
+		time.Sleep(startWait - 1)
+		wantInLog(t, logged, 0, "\n")
+		time.Sleep(time.Hour)
+		wantInLog(t, logged, 1, "the start waits for its first key")
+		wantInLog(t, logged, 1, "\n")
+		release()
+		ok(t, <-started)
+		begin := time.Now()
+		s = must(newKeystore(s.dir, standard, minBits, slog.New(slog.NewTextHandler(logged, nil))))
+		ok(t, os.Remove(s.dir.path(must(s.dir.list()).stored[2]+".pem")))
+		release = takeAll(t, s.turns)
+		ok(t, s.start(t.Context()))
+		equal(t, "it waited for the others", time.Since(begin), startWait)
+		release()
+		wantInLog(t, logged, 1, "the start waits")
 	})
 	t.Run("a file that is gone when it is opened stops nothing", func(t *testing.T) {
 		dir := keyDir(t.TempDir())

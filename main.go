@@ -73,11 +73,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if c.logJSON {
 		logger = slog.New(slog.NewJSONHandler(stderr, nil))
 	}
-	var keys *keystore
-	if err := await(ctx, func() (err error) {
-		keys, err = openKeystore(ctx, keyDir(c.keys), c.rotation, c.bits, logger)
-		return err
-	}); err != nil {
+	keys, err := await(ctx, func() (*keystore, error) {
+		return openKeystore(ctx, keyDir(c.keys), c.rotation, c.bits, logger)
+	})
+	if err != nil {
 		return err
 	}
 	addr := listener.Addr().(*net.TCPAddr)
