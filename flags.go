@@ -7,11 +7,12 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 )
 
-// A config is what the flags say.
+// A config is the values of the flags.
 type config struct {
 	rotation
 	addr, keys                    string
@@ -21,96 +22,168 @@ type config struct {
 	logJSON, verbose, healthcheck bool
 }
 
-// A usageError is a fault in the flags.
+// A usageError is an invalid flag. It exits with status 2.
 type usageError struct{ error }
 
 func (e usageError) Error() string { return e.error.Error() + "; -h lists the flags" }
 
+// define adds the flags to a set. Parsing the set fills c.
+func (c *config) define(flags *flag.FlagSet) {
+	flags.StringVar(&c.addr, "addr", "127.0.0.1:8080", "`host:port` to listen on; port 0 picks a free one")
+	flags.StringVar(&c.keys, "keys", "keys", "`directory` of the private keys, shared by replicas; an empty name keeps keys in memory only")
+	flags.DurationVar(&c.keyTTL, "key-ttl", time.Hour, "lifetime of a key from when it may sign; shorter lifetimes rotate faster")
+	flags.IntVar(&c.bits, "key-bits", 2048, "size of new RSA keys: 2048, 3072 or 4096 `bits`; larger keys sign 3 to 7 times slower")
+	flags.DurationVar(&c.tokenTTL, "token-ttl", 10*time.Minute,
+		"lifetime of a token; keys outlive their tokens by another half, for clock skew")
+	flags.DurationVar(&c.publishAhead, "publish-ahead", 2*time.Hour,
+		"how long a key is published before it signs: longer than any verifier caches the JWK Set")
+	flags.StringVar(&c.issuer, "issuer", "", "`URL` in iss, the URL at which others reach this server (default: the listen address)")
+	flags.StringVar(&c.audience, "audience", "", "`name` in aud, for verifiers that require one (default: no aud)")
+	flags.Func("clients", "JSON `file` of the clients that may get tokens (default: anyone may)", fileFlag(&c.clients))
+	flags.Func("tls-cert", "PEM `file` of the certificate and its chain, to serve HTTPS", fileFlag(&c.tlsCert))
+	flags.Func("tls-key", "PEM `file` of the private key of the certificate", fileFlag(&c.tlsKey))
+	flags.BoolVar(&c.logJSON, "log-json", false, "log JSON instead of text")
+	flags.BoolVar(&c.verbose, "v", false, "log each request: client address, method, path, status, duration")
+	flags.BoolVar(&c.healthcheck, "healthcheck", false, "read the JWK Set of the server at -addr, exit with status 0 or 1, and serve nothing")
+}
+
+// parseFlags returns the configuration in args. It prints the flags to stderr if args ask
+// for help.
+//
+// The error is flag.ErrHelp or a usageError.
 func parseFlags(args []string, stderr io.Writer) (config, error) {
 	var c config
 	flags := flag.NewFlagSet("jwks-server", flag.ContinueOnError)
-	flags.StringVar(&c.addr, "addr", "127.0.0.1:8080", "`host:port` to listen on; port 0 picks a free one")
-	flags.StringVar(&c.keys, "keys", "keys", "`directory` of the private keys, to share with replicas; an empty name keeps keys in memory only")
-	flags.DurationVar(&c.keyTTL, "key-ttl", time.Hour, "how long a key lives from when it may sign; shorter rotates faster")
-	flags.IntVar(&c.bits, "key-bits", 2048, "size of new RSA keys: 2048, 3072 or 4096 `bits`; larger ones sign 3 to 7 times slower")
-	flags.DurationVar(&c.tokenTTL, "token-ttl", 10*time.Minute, "how long a token lives; half of it is left for clocks that differ")
-	flags.DurationVar(&c.publishAhead, "publish-ahead", 2*time.Hour, "how long a key is published before it signs: longer than any verifier caches the JWK Set")
-	flags.StringVar(&c.issuer, "issuer", "", "`URL` in iss, where others reach this server; by default that of the address listened on")
-	flags.StringVar(&c.audience, "audience", "", "`name` in aud, for verifiers that ask for one; by default there is no aud")
-	flags.Func("clients", "JSON `file` of the clients that may have tokens; by default anybody may", file(&c.clients))
-	flags.Func("tls-cert", "PEM `file` of the certificate and its chain, to serve HTTPS", file(&c.tlsCert))
-	flags.Func("tls-key", "PEM `file` of the private key of the certificate", file(&c.tlsKey))
-	flags.BoolVar(&c.logJSON, "log-json", false, "log JSON in place of text")
-	flags.BoolVar(&c.verbose, "v", false, "log each request: method, path, status, duration")
-	flags.BoolVar(&c.healthcheck, "healthcheck", false, "ask the server at -addr for its JWK Set, exit with status 0 or 1, and serve nothing")
+	c.define(flags)
+	var defaults strings.Builder
+	flags.SetOutput(&defaults)
+	flags.PrintDefaults()
 	flags.SetOutput(io.Discard)
+	flags.VisitAll(func(f *flag.Flag) { f.Value = &onceValue{Value: f.Value} })
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprintln(stderr, "usage: jwks-server [flags]\n\nDurations are written as 90s, 10m or 1h30m.")
-		flags.SetOutput(stderr)
-		flags.PrintDefaults()
+		fmt.Fprintf(stderr, "usage: jwks-server [flags]\n\nDurations are written as 90s, 10m or 1h30m.\n%s", &defaults)
 		return c, err
 	case err != nil:
 		return c, usageError{err}
 	case flags.NArg() > 0:
 		return c, usageError{fmt.Errorf("%q is not a flag", flags.Arg(0))}
 	}
-	if err := c.check(); err != nil {
+	if err := c.validate(); err != nil {
 		return c, usageError{err}
 	}
 	return c, nil
 }
 
-// file sets a flag to the name of a file. An empty name is an error, because a variable
-// that is not set must not leave the token endpoint open.
-func file(name *string) func(string) error {
+// A onceValue is the value of a flag that may be given once: of two values, one would
+// silently have no effect.
+type onceValue struct {
+	flag.Value
+	given bool
+}
+
+func (v *onceValue) Set(text string) error {
+	if v.given {
+		return errors.New("the flag is given twice")
+	}
+	v.given = true
+	return v.Value.Set(text)
+}
+
+// IsBoolFlag reports whether the flag needs no value.
+func (v *onceValue) IsBoolFlag() bool {
+	b, ok := v.Value.(interface{ IsBoolFlag() bool })
+	return ok && b.IsBoolFlag()
+}
+
+// logsJSON reports whether -log-json is among args, even if other flags are invalid.
+func logsJSON(args []string) bool {
+	for _, arg := range args {
+		name, value, ok := strings.Cut(strings.TrimPrefix(arg, "-"), "=")
+		if strings.HasPrefix(arg, "-") && strings.TrimPrefix(name, "-") == "log-json" {
+			on, err := strconv.ParseBool(value)
+			return on || !ok || err != nil
+		}
+	}
+	return false
+}
+
+// fileFlag returns a flag setter for a file name. It rejects the empty string, because
+// -clients "$UNSET" must not leave the token endpoint open.
+func fileFlag(name *string) func(string) error {
 	return func(value string) error {
 		*name = value
 		if value == "" {
-			return errors.New("it has to name a file")
+			return errors.New("a file name is required")
 		}
 		return nil
 	}
 }
 
-const (
-	longest = 10 * 365 * 24 * time.Hour
-	maxSet  = 50_000 // bytes of a JWK Set: Nimbus, and so Spring, reads 51,200
-	jwkSize = 130    // bytes of a JWK without its n, rounded up
-)
-
-// check refuses what would hurt a verifier.
-func (c config) check() error {
-	signs := c.keyTTL - c.overlap()
+// validate returns an error if the flags are invalid or would break verifiers.
+func (c config) validate() error {
 	switch {
 	case c.addr == "":
-		return errors.New("-addr has to be host:port, because an empty one would listen on all addresses")
-	case c.tokenTTL < time.Second:
-		return fmt.Errorf("-token-ttl %s is too short: a token has to live for 1s at least", c.tokenTTL)
-	case c.keyTTL/2 < c.tokenTTL:
-		return fmt.Errorf("-key-ttl %s is too short: a key has to live for twice a token's -token-ttl %s at least", c.keyTTL, c.tokenTTL)
-	case max(c.keyTTL, c.publishAhead) > longest:
-		return fmt.Errorf("-key-ttl %s or -publish-ahead %s is too long: use %s, ten years, at most", c.keyTTL, c.publishAhead, longest)
-	case c.publishAhead < time.Second:
-		return fmt.Errorf("-publish-ahead %s is too short: a key has to be known for 1s at least before it signs", c.publishAhead)
-	case c.bits != 2048 && c.bits != 3072 && c.bits != 4096:
-		return fmt.Errorf("-key-bits %d is not supported: use 2048, 3072 or 4096", c.bits)
-	case signs < generation[c.bits]:
-		return fmt.Errorf("-key-ttl %s is too short for -key-bits %d: a key would sign for %s, and making one takes up to %s", c.keyTTL, c.bits, signs, generation[c.bits])
+		return errors.New("-addr is empty, which would listen on all addresses: use host:port, or :port for all addresses")
 	case (c.tlsCert == "") != (c.tlsKey == ""):
 		return errors.New("-tls-cert and -tls-key need each other: give both or neither")
 	}
-	keys := int64((c.ahead()+c.keyTTL)/signs) + 1
-	if size := keys * int64(jwkSize+(c.bits+5)/6); size > maxSet {
-		return fmt.Errorf("-publish-ahead %s is too long: it publishes %d keys of %d bits at once, in %d bytes, and some verifiers read %d at most; make -key-ttl longer", c.publishAhead, keys, c.bits, size, maxSet)
+	if err := c.validateLifetimes(); err != nil {
+		return err
 	}
-	u, err := url.Parse(cmp.Or(c.issuer, "http://localhost"))
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil ||
-		strings.ContainsAny(c.issuer, "?#") || strings.HasSuffix(c.issuer, "/") {
-		return fmt.Errorf("-issuer %q is not an issuer: it has to be an http or https URL without user, query, fragment and slash at its end", c.issuer)
+	return cmp.Or(c.validateSet(), validateIssuer(c.issuer))
+}
+
+// longest is the maximum of lifetimes: ten years.
+const longest = 10 * 365 * 24 * time.Hour
+
+// generationTime is how long it may take to generate a key of so many bits.
+var generationTime = map[int]time.Duration{2048: 0, 3072: 2 * time.Second, 4096: 5 * time.Second}
+
+func (c config) validateLifetimes() error {
+	_, supported := generationTime[c.bits]
+	switch {
+	case c.tokenTTL < time.Second:
+		return fmt.Errorf("-token-ttl %s is too short: use 1s or more", c.tokenTTL)
+	case c.keyTTL/2 < c.tokenTTL:
+		return fmt.Errorf("-key-ttl %s is too short: use at least twice the -token-ttl, which is %s", c.keyTTL, c.tokenTTL)
+	case c.keyTTL > longest:
+		return fmt.Errorf("-key-ttl %s is too long: use %s, ten years, or less", c.keyTTL, longest)
+	case c.publishAhead < time.Second:
+		return fmt.Errorf("-publish-ahead %s is too short: use 1s or more", c.publishAhead)
+	case c.publishAhead > longest:
+		return fmt.Errorf("-publish-ahead %s is too long: use %s, ten years, or less", c.publishAhead, longest)
+	case !supported:
+		return fmt.Errorf("-key-bits %d is not supported: use 2048, 3072 or 4096", c.bits)
+	}
+	if signing, generation := c.keyTTL-c.overlap(), generationTime[c.bits]; signing < generation {
+		return fmt.Errorf("-key-ttl %s is too short for -key-bits %d: a key would sign for %s, and generating one takes up to %s",
+			c.keyTTL, c.bits, signing, generation)
 	}
 	return nil
 }
 
-// generation is how long it may take to make a key of so many bits.
-var generation = map[int]time.Duration{2048: 0, 3072: 2 * time.Second, 4096: 5 * time.Second}
+const (
+	maxSet  = 50_000 // bytes of a JWK Set: Nimbus, and therefore Spring, reads 51,200
+	jwkSize = 130    // bytes of a JWK without its n, rounded up
+)
+
+// validateSet returns an error if the JWK Set would be too large. The lifetimes must be valid.
+func (c config) validateSet() error {
+	keys := int64((c.ahead()+c.keyTTL)/(c.keyTTL-c.overlap())) + 1
+	if size := keys * int64(jwkSize+(c.bits+5)/6); size > maxSet {
+		return fmt.Errorf("-publish-ahead %s is too long: the JWK Set would have %d keys of %d bits in %d bytes, "+
+			"and some verifiers read only %d; raise -key-ttl, or lower -publish-ahead", c.publishAhead, keys, c.bits, size, maxSet)
+	}
+	return nil
+}
+
+// validateIssuer returns an error if issuer is neither empty nor the URL of an issuer.
+func validateIssuer(issuer string) error {
+	u, err := url.Parse(cmp.Or(issuer, "http://localhost"))
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil ||
+		strings.ContainsAny(issuer, "?#") || strings.HasSuffix(issuer, "/") {
+		return fmt.Errorf("-issuer %q is not an issuer: use an http or https URL without user, query, fragment and final slash", issuer)
+	}
+	return nil
+}

@@ -312,11 +312,23 @@ func newTestServer(t testing.TB, args ...string) *testServer {
 // tests unless the flags name others.
 func flags(t testing.TB, args ...string) config {
 	t.Helper()
-	c, err := parseFlags(append([]string{"-keys", t.TempDir(), "-issuer", "http://issuer.test"}, args...), io.Discard)
+	c, err := parseFlags(withDefaults(args, "-keys", t.TempDir(), "-issuer", "http://issuer.test"), io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return c
+}
+
+// withDefaults returns args and each of the defaults, pairs of a flag and its value, that
+// args do not have.
+func withDefaults(args []string, defaults ...string) []string {
+	var missing []string
+	for pair := range slices.Chunk(defaults, 2) {
+		if !slices.Contains(args, pair[0]) {
+			missing = append(missing, pair...)
+		}
+	}
+	return append(missing, args...)
 }
 
 // newServerWithKey is newTestServer with a key that is ready made, so that it makes none.
@@ -324,7 +336,7 @@ func newServerWithKey(t testing.TB, args ...string) *testServer {
 	t.Helper()
 	dir := t.TempDir()
 	putKey(t, keyDir(dir), 0, time.Hour)
-	return newTestServer(t, append([]string{"-keys", dir, "-publish-ahead", "1s"}, args...)...)
+	return newTestServer(t, withDefaults(args, "-keys", dir, "-publish-ahead", "1s")...)
 }
 
 // readyMade are two keys for all tests, because making one takes a while. The first has
@@ -482,7 +494,7 @@ func serverCommand(t testing.TB, args ...string) *exec.Cmd {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return exec.Command(path, append([]string{"-addr", "127.0.0.1:0"}, args...)...)
+	return exec.Command(path, withDefaults(args, "-addr", "127.0.0.1:0")...)
 }
 
 // launch does not wait until the server serves. It kills it when the test is over.
@@ -637,7 +649,7 @@ func withKey(t testing.TB, args ...string) []string {
 	t.Helper()
 	dir := t.TempDir()
 	putKey(t, keyDir(dir), 0, time.Hour)
-	return append([]string{"-keys", dir, "-publish-ahead", "1s"}, args...)
+	return withDefaults(args, "-keys", dir, "-publish-ahead", "1s")
 }
 
 // wholeKeys returns the names of the keys in dir that have not expired, in order. The file of
