@@ -49,9 +49,8 @@ func exitStatus(err error, stderr io.Writer) int {
 	return 1
 }
 
-// run serves until ctx ends, and then until the requests in flight are answered. It
-// prints the base URL on stdout when it serves, and logs to stderr. With -healthcheck it
-// asks a server that runs, and does nothing else.
+// run serves, and prints the base URL on stdout once it does. With -healthcheck it only
+// checks a running server.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	c, err := parseFlags(args, stderr)
 	if err != nil {
@@ -60,6 +59,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if c.healthcheck {
 		return c.checkHealth()
 	}
+	return serve(ctx, c, stderr, func(base string) { fmt.Fprintln(stdout, base) })
+}
+
+// serve serves until ctx is canceled, then drains in-flight requests. It calls ready with
+// the base URL once it serves, and logs to stderr.
+func serve(ctx context.Context, c config, stderr io.Writer, ready func(base string)) error {
 	clients, secure, err := c.readFiles()
 	if err != nil {
 		return err
@@ -87,7 +92,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		listener = tls.NewListener(listener, secure)
 	}
 	announce(logger, c, s.issuer, base, addr.IP.IsLoopback())
-	fmt.Fprintln(stdout, base)
+	ready(base)
 
 	go keys.maintain(ctx)
 	served := make(chan error, 1)
