@@ -1,5 +1,5 @@
 # Short names for what .ci/run and people type.
-.PHONY: run test race lint fuzz interop bench image hosts
+.PHONY: run test race lint fuzz interop bench image checks
 
 run:
 	go run .
@@ -33,17 +33,19 @@ interop/%/node_modules: interop/%/package-lock.json
 bench:
 	go test -run '^$$' -bench . .
 
-# DOCKER may be podman, or buildah.
+# DOCKER may be podman or buildah, whose own format has no HEALTHCHECK.
 DOCKER ?= docker
 IMAGE ?= jwks-server
+image: export BUILDAH_FORMAT = docker
 image:
 	rm -rf deploy/image
-	mkdir -p deploy/image/keys
-	chmod 700 deploy/image/keys
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o deploy/image/jwks-server .
+	mkdir -p deploy/image/volumes/keys
+	chmod 770 deploy/image/volumes/keys
+	CGO_ENABLED=0 GOOS=linux go build -trimpath -ldflags '-s -w' -o deploy/image/jwks-server .
 	chmod 755 deploy/image/jwks-server
 	$(DOCKER) build -t $(IMAGE) -f deploy/Dockerfile deploy/image
 
-# Two servers on two hosts with one file system, made of network namespaces; for root.
-hosts:
-	.ci/hosts
+# What needs root, Debian, and namespaces or emulators of its own.
+CHECKS = hang hosts image systemd
+checks: $(CHECKS:%=deploy/checks/%)
+	for check in $^; do echo "$$check"; $$check || exit 1; done

@@ -1,10 +1,12 @@
+//go:build ignore
+
 // Verify is a verifier of several servers that are one issuer. It takes a token from each
 // server ten times a second, and at each of those times asks the JWK Sets of all servers to
 // verify all tokens that have not expired. It also asks each server's JWK Set as it was some
 // time before the token was issued, because verifiers cache sets. A server that does not
 // answer is not asked.
 //
-//	go run .ci/verify.go [-for 30s] [-cached 10s] URL...
+//	go run deploy/checks/verify.go [-for 30s] [-cached 10s] URL...
 package main
 
 import (
