@@ -2,7 +2,9 @@ package interop
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
@@ -94,10 +96,14 @@ func TestKubernetes(t *testing.T) {
 		}
 	})
 	t.Run("the server accepts the flags", func(t *testing.T) { acceptFlags(t, container.Args) })
-	t.Run("the user is that of the image", func(t *testing.T) {
-		user := regexp.MustCompile(`(?m)^USER (\d+):`).FindStringSubmatch(string(readDeploy(t, "Dockerfile")))
-		if got := pod.Spec.SecurityContext.RunAsUser; user == nil || got == nil || *got != 65532 || user[1] != "65532" {
-			t.Errorf("runAsUser = %v and the image has %v; want 65532 in both", got, user)
+	t.Run("no user or group is pinned, so that a platform may assign them, and that of the image is not root", func(t *testing.T) {
+		c := pod.Spec.SecurityContext
+		if c.RunAsUser != nil || c.RunAsGroup != nil || c.FSGroup != nil {
+			t.Errorf("runAsUser = %v, runAsGroup = %v, fsGroup = %v; want none", c.RunAsUser, c.RunAsGroup, c.FSGroup)
+		}
+		// Kubernetes cannot see that a user given by name is not root.
+		if user := `(?m)^USER [1-9]\d*:[1-9]\d*$`; !regexp.MustCompile(user).Match(readDeploy(t, "Dockerfile")) {
+			t.Errorf("the Dockerfile does not match %s", user)
 		}
 	})
 	t.Run("the probes ask what the server answers", func(t *testing.T) {
@@ -154,6 +160,21 @@ func TestCompose(t *testing.T) {
 	t.Run("the service under test waits until the server is healthy", func(t *testing.T) {
 		if got := project.Services["my-service"].DependsOn["jwks"].Condition; got != types.ServiceConditionHealthy {
 			t.Errorf("condition = %q; want %q", got, types.ServiceConditionHealthy)
+		}
+	})
+	t.Run("the health check is that of the image", func(t *testing.T) {
+		h := project.Services["jwks"].HealthCheck
+		if h == nil {
+			t.Fatal("jwks has no health check; want one, because images in the OCI format have none")
+		}
+		command, err := json.Marshal(h.Test[1:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := fmt.Sprintf("HEALTHCHECK --interval=%s --timeout=%s --start-period=%s %s %s\n", h.Interval, h.Timeout, h.StartPeriod, h.Test[0],
+			strings.ReplaceAll(string(command), ",", ", "))
+		if image := string(readDeploy(t, "Dockerfile")); !strings.HasSuffix(image, "\n"+got) {
+			t.Errorf("compose.yaml says %s; want that of the Dockerfile: %s", got, image)
 		}
 	})
 	t.Run("the server accepts the flags", func(t *testing.T) { acceptFlags(t, project.Services["jwks"].Command) })
