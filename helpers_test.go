@@ -660,7 +660,7 @@ func wholeKeys(t testing.TB, dir string) (names []string) {
 	ok(t, err)
 	for _, name := range files.stored {
 		if k, err := keyDir(dir).load(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("key file %s %v", name, err)
+			t.Error(err)
 		} else if !k.expired(clock()) {
 			names = append(names, name)
 		}

@@ -2,11 +2,7 @@ package main
 
 import (
 	"bytes"
-	"cmp"
-	"crypto"
-	"crypto/rand"
 	"crypto/rsa"
-	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -142,10 +138,18 @@ func (l listing) obsolete(now time.Time) (stored, revoked []string) {
 	return stored, revoked
 }
 
-// load returns the key of a file. The error is fs.ErrNotExist if the file has gone since
-// it was listed. Any other error is the end of a sentence that begins with the file.
+// load reads a key file. The error wraps fs.ErrNotExist if the file has disappeared since
+// it was listed.
 func (d keyDir) load(name string) (key, error) {
 	path := d.path(name + ".pem")
+	k, err := loadKey(path, name)
+	if err != nil {
+		return key{}, fmt.Errorf("key file %s %w", path, err)
+	}
+	return k, nil
+}
+
+func loadKey(path, name string) (key, error) {
 	info, err := os.Stat(path)
 	if err == nil && (!info.Mode().IsRegular() || info.Size() > maxKeyFile) {
 		return key{}, errors.New("is not a regular file of a few KiB")
@@ -157,17 +161,8 @@ func (d keyDir) load(name string) (key, error) {
 	return parseKey(name, content)
 }
 
-// version returns what changes when somebody repairs the file of a key.
-func (d keyDir) version(name string) string {
-	info, err := os.Stat(d.path(name + ".pem"))
-	if err != nil {
-		return err.Error()
-	}
-	return fmt.Sprint(info.Size(), info.Mode(), info.ModTime())
-}
-
-// parseKey makes a key of a file's name and content. The content is one PEM block of
-// PKCS #8. The kid in the name has to be the thumbprint of the key.
+// parseKey parses the content of a key file: one PEM block of PKCS #8. The kid in the name
+// must be the thumbprint of the key.
 func parseKey(name string, content []byte) (key, error) {
 	block, rest := pem.Decode(content)
 	if block == nil || block.Type != "PRIVATE KEY" || len(bytes.TrimSpace(rest)) > 0 || !bytes.HasPrefix(content, []byte("-----BEGIN")) {
@@ -181,10 +176,6 @@ func parseKey(name string, content []byte) (key, error) {
 	if !ok || private.N.BitLen() < minBits || private.N.BitLen() > maxBits {
 		return key{}, fmt.Errorf("does not hold an RSA key of %d to %d bits", minBits, maxBits)
 	}
-	digest := sha256.Sum256(nil)
-	if _, err := rsa.SignPKCS1v15(rand.Reader, private, crypto.SHA256, digest[:]); err != nil {
-		return key{}, fmt.Errorf("holds a key that cannot sign: %w", err)
-	}
 	expires, _, ok := parseName(name)
 	k := newKey(private, expires)
 	if !ok || name != k.name() {
@@ -193,42 +184,58 @@ func parseKey(name string, content []byte) (key, error) {
 	return k, nil
 }
 
-// write stores a key in a file that only the owner may read: it writes, syncs and
-// renames a temporary file. The key is durable once sync has returned.
+// write stores k in a file that only its owner may read. The file is durable once sync has
+// returned. The error wraps an *os.LinkError if the rename failed.
 func (d keyDir) write(k key) error {
 	if d == "" {
 		return nil
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(k.private)
-	if err != nil {
-		return err
-	}
-	file, err := os.CreateTemp(string(d), temporary) // mode 0600
-	if err == nil {
-		defer os.Remove(file.Name()) // fails once the file is renamed
-		err = pem.Encode(file, &pem.Block{Type: "PRIVATE KEY", Bytes: der})
-		err = cmp.Or(err, file.Sync(), file.Close())
-	}
-	if err == nil {
-		err = os.Rename(file.Name(), d.path(k.name()+".pem"))
-	}
-	if err != nil {
+	if err := d.writeFile(k); err != nil {
 		return fmt.Errorf("cannot store a key: %w; %s has to be mounted and writable, with room in it", err, d)
 	}
 	return nil
 }
 
-// sync makes the files in the directory durable. It takes file systems that have no such
-// thing, and Windows, as they are.
+// writeFile makes these system calls:
+//
+//	openat(O_CREAT|O_EXCL, 0600), write, fsync, close, renameat
+//
+// so that a crash leaves a whole key file or none.
+func (d keyDir) writeFile(k key) error {
+	der, err := x509.MarshalPKCS8PrivateKey(k.private)
+	if err != nil {
+		return err
+	}
+	file, err := os.CreateTemp(string(d), temporary)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(file.Name()) // fails after the rename
+	defer file.Close()           // fails after the first one
+	if err := pem.Encode(file, &pem.Block{Type: "PRIVATE KEY", Bytes: der}); err != nil {
+		return err
+	}
+	if err := file.Sync(); err != nil {
+		return err
+	}
+	if err := file.Close(); err != nil {
+		return err
+	}
+	return os.Rename(file.Name(), d.path(k.name()+".pem"))
+}
+
+// sync makes the files in the directory durable. It does nothing on Windows, and ignores
+// file systems that cannot sync directories.
 func (d keyDir) sync() error {
 	if d == "" || runtime.GOOS == "windows" {
 		return nil
 	}
 	dir, err := os.Open(string(d))
-	if err == nil {
-		err = cmp.Or(dir.Sync(), dir.Close())
+	if err != nil {
+		return fmt.Errorf("cannot sync the keys directory: %w; check its disk", err)
 	}
-	if err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, errors.ErrUnsupported) {
+	defer dir.Close()
+	if err := dir.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, errors.ErrUnsupported) {
 		return fmt.Errorf("cannot sync the keys directory: %w; check its disk", err)
 	}
 	return nil
@@ -290,51 +297,38 @@ func compare(keys []key, stored []string, revoked map[string]bool, now time.Time
 	return c
 }
 
-// A faultyFile is a key file that cannot be used. It is not read again until its version
-// changes.
-type faultyFile struct {
-	name, version string
-	err           error
-}
-
-// loadAll returns the keys of unknown files, and the files that cannot be used. It skips
-// those that have gone since they were listed. Faulty are those that could not be used before.
-func (d keyDir) loadAll(c comparison, faulty []faultyFile) (found []key, bad []faultyFile) {
+// loadAll loads the unknown files. It skips files that have disappeared. invalid has an
+// error for each other file that cannot be used, duplicates included.
+func (d keyDir) loadAll(c comparison) (found []key, invalid []error) {
 	for _, name := range c.duplicates {
-		bad = append(bad, faultyFile{name: name, err: errors.New("holds the key of another file, and a key has one expiry")})
+		invalid = append(invalid, fmt.Errorf("key file %s holds the key of another file, and a key has one expiry", d.path(name+".pem")))
 	}
 	for _, name := range c.unknown {
-		version := d.version(name)
-		if i := slices.IndexFunc(faulty, func(f faultyFile) bool { return f.name == name && f.version == version }); i >= 0 {
-			bad = append(bad, faulty[i])
-			continue
-		}
 		k, err := d.load(name)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-		case errors.As(err, new(*fs.PathError)): // and chown repairs it, which changes no version
-			bad = append(bad, faultyFile{name: name, err: err})
 		case err != nil:
-			bad = append(bad, faultyFile{name: name, version: version, err: err})
+			invalid = append(invalid, err)
 		default:
 			found = append(found, k)
 		}
 	}
-	return found, bad
+	return found, invalid
 }
 
-// describe returns an error that names the first few faulty files; nil if there are none.
-func (d keyDir) describe(faulty []faultyFile) error {
-	if len(faulty) == 0 {
+// invalidFilesError returns an error with the first few of the errors of loadAll; nil if
+// there are none.
+func invalidFilesError(invalid []error) error {
+	if len(invalid) == 0 {
 		return nil
 	}
 	const most = 3
 	var lines []string
-	for _, f := range faulty {
-		lines = append(lines, fmt.Sprintf("key file %s %v", d.path(f.name+".pem"), f.err))
+	for _, err := range invalid[:min(most, len(invalid))] {
+		lines = append(lines, err.Error())
 	}
-	if more := len(lines) - most; more > 0 {
-		lines = append(lines[:most], fmt.Sprintf("and %d more", more))
+	if more := len(invalid) - most; more > 0 {
+		lines = append(lines, fmt.Sprintf("and %d more", more))
 	}
 	return errors.New(strings.Join(lines, "; ") + "; repair it or move it elsewhere")
 }

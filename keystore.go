@@ -42,10 +42,10 @@ type keystore struct {
 
 	mu       sync.Mutex // guards what follows; never held while a key is made or signs
 	keys     []key      // in order of expiry
-	faulty   []faultyFile
-	set      *document // the JWK Set; nil if there is no key to publish
-	rendered time.Time // the set is right from then on
-	until    time.Time // and before then
+	invalid  []error    // one for each unusable key file
+	set      *document  // the JWK Set; nil if there is no key to publish
+	rendered time.Time  // the set is right from then on
+	until    time.Time  // and before then
 }
 
 // An event is a line for the log.
@@ -93,7 +93,7 @@ func (s *keystore) start(ctx context.Context) error {
 	if err := s.refresh(); err != nil {
 		return err
 	}
-	if err := s.dir.describe(s.faulty); err != nil {
+	if err := invalidFilesError(s.invalid); err != nil {
 		return err
 	}
 	if err := s.fill(ctx, 0); err != nil && !s.canSign() {
@@ -197,7 +197,7 @@ func (s *keystore) canSign() bool {
 func (s *keystore) state() (keys []key, faults error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.keys, s.dir.describe(s.faulty)
+	return s.keys, invalidFilesError(s.invalid)
 }
 
 // grow follows the directory and adds keys until the queue reaches ahead from now. The
@@ -313,9 +313,9 @@ func (s *keystore) refresh() error {
 
 // load adds the keys of files that the store does not know. The caller holds making.
 func (s *keystore) load(c comparison) error {
-	found, faulty := s.dir.loadAll(c, s.faulty)
+	found, invalid := s.dir.loadAll(c)
 	s.mu.Lock()
-	s.faulty = faulty
+	s.invalid = invalid
 	s.mu.Unlock()
 	if len(found) == 0 {
 		return nil

@@ -930,7 +930,7 @@ func TestTrouble(t *testing.T) {
 				ok(t, os.Remove(s.store.dir.path(f.Name())))
 			}
 			look(t, s)
-			found, faulty := s.store.dir.loadAll(comparison{unknown: namesOf(s.store.keys)}, nil)
+			found, faulty := s.store.dir.loadAll(comparison{unknown: namesOf(s.store.keys)})
 			equal(t, fmt.Sprintf("%d lost: files", lost), namesOf(found), namesOf(s.store.keys))
 			equal(t, fmt.Sprintf("%d lost: faulty files", lost), len(faulty), 0)
 			equal(t, fmt.Sprintf("%d lost: the set has changed", lost), must(s.store.jwks(t.Context())) != set, false)
