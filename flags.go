@@ -170,7 +170,7 @@ const (
 
 // validateSet returns an error if the JWK Set would be too large. The lifetimes must be valid.
 func (c config) validateSet() error {
-	keys := int64((c.ahead()+c.keyTTL)/(c.keyTTL-c.overlap())) + 1
+	keys := int64((c.queueLength()+c.keyTTL)/(c.keyTTL-c.overlap())) + 1
 	if size := keys * int64(jwkSize+(c.bits+5)/6); size > maxSet {
 		return fmt.Errorf("-publish-ahead %s is too long: the JWK Set would have %d keys of %d bits in %d bytes, "+
 			"and some verifiers read only %d; raise -key-ttl, or lower -publish-ahead", c.publishAhead, keys, c.bits, size, maxSet)

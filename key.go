@@ -9,16 +9,16 @@ import (
 	"time"
 )
 
-const timeFormat = "20060102T150405Z" // of expiries in file names
+const timeFormat = "20060102T150405Z" // of the expiry in a file name
 
 // A key is one RSA signing key.
 type key struct {
-	kid     string // derived from the key, so that it never comes to mean another key
+	kid     string // thumbprint of the key, so that a kid never names a different key
 	private *rsa.PrivateKey
-	expires time.Time // UTC, whole seconds; from then on the key neither signs nor is published
+	expires time.Time // UTC, in whole seconds; from then on the key neither signs nor is published
 }
 
-// newKey returns a key that expires at the first whole second from expires on.
+// newKey returns a key that expires at expires, rounded up to a whole second.
 func newKey(private *rsa.PrivateKey, expires time.Time) key {
 	return key{
 		kid:     thumbprint(&private.PublicKey),
@@ -29,7 +29,7 @@ func newKey(private *rsa.PrivateKey, expires time.Time) key {
 
 func (k key) expired(now time.Time) bool { return !now.Before(k.expires) }
 
-// name is the name of the key's files without its ending. Names sort by expiry.
+// name is the name of the key's file without its extension. Names sort by expiry.
 func (k key) name() string { return k.expires.Format(timeFormat) + "." + k.kid }
 
 // parseName returns the expiry and the kid in the name of a key.
@@ -39,7 +39,7 @@ func parseName(name string) (expires time.Time, kid string, ok bool) {
 	return expires, kid, err == nil && kid != ""
 }
 
-// parameters returns the members n and e of a JWK (Base64urlUInt, RFC 7518 section 2).
+// parameters returns the members n and e of a JWK (RFC 7518 section 6.3.1).
 func parameters(public *rsa.PublicKey) (n, e string) {
 	b64 := base64.RawURLEncoding.EncodeToString
 	return b64(public.N.Bytes()), b64(big.NewInt(int64(public.E)).Bytes())
@@ -52,8 +52,8 @@ func thumbprint(public *rsa.PublicKey) string {
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
-// A jwk is the public half of a key (RFC 7517 section 4). It has no other members,
-// because verifiers drop a whole set for one that they dislike.
+// A jwk is the public half of a key (RFC 7517 section 4). It has no other members, because
+// some verifiers reject a whole set over one member they do not expect.
 type jwk struct {
 	Kty string `json:"kty"`
 	Use string `json:"use"`

@@ -20,7 +20,7 @@ import (
 const (
 	minBits, maxBits = 2048, 4096           // of an RSA key (RFC 7518 section 3.3)
 	maxKeyFile       = 64 << 10             // bytes
-	temporary        = ".jwks-server-*.tmp" // the name of a key file while it is written
+	temporary        = ".jwks-server-*.tmp" // pattern of the name of a key file while it is written
 
 	keyRetention        = 24 * time.Hour      // how long a key file is kept after its expiry
 	revocationRetention = 30 * 24 * time.Hour // how long a .revoked file is kept after its expiry, at least
@@ -36,8 +36,8 @@ type keyDir string
 
 func (d keyDir) path(file string) string { return filepath.Join(string(d), file) }
 
-// create makes the directory. It never makes the parent: a mount that is missing is an
-// error, because new keys in its place would be those of a second issuer.
+// create makes the directory. It never makes its parent: if a mount is missing, keys made in
+// its place would make a second issuer.
 func (d keyDir) create() error {
 	if d == "" {
 		return nil

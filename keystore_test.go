@@ -55,7 +55,7 @@ func TestRotation(t *testing.T) {
 		} {
 			equal(t, test.name+": overlap", test.policy.overlap(), test.wantOverlap)
 			equal(t, test.name+": maxAge", test.policy.maxAge(), test.wantAge)
-			equal(t, test.name+": ahead", test.policy.ahead(), test.wantAhead)
+			equal(t, test.name+": ahead", test.policy.queueLength(), test.wantAhead)
 		}
 	})
 	const life, horizon = 45 * time.Minute, 3*time.Hour + 5*time.Minute // of signing; of signsUntil
@@ -94,19 +94,19 @@ func TestRotation(t *testing.T) {
 			want    time.Duration // the expiry of the next key
 			wantDue bool
 		}{
-			{name: "no key", ahead: standard.ahead(), want: time.Hour, wantDue: true},
+			{name: "no key", ahead: standard.queueLength(), want: time.Hour, wantDue: true},
 			{name: "no key, and one is needed now", want: time.Hour, wantDue: true},
-			{name: "full", keys: expiring(full), ahead: standard.ahead(), want: full + life},
-			{name: "full in spite of its order", keys: expiring(time.Hour, full), ahead: standard.ahead(), want: full + life},
-			{name: "a nanosecond short", keys: expiring(full), at: 1, ahead: standard.ahead(), want: full + life, wantDue: true},
+			{name: "full", keys: expiring(full), ahead: standard.queueLength(), want: full + life},
+			{name: "full in spite of its order", keys: expiring(time.Hour, full), ahead: standard.queueLength(), want: full + life},
+			{name: "a nanosecond short", keys: expiring(full), at: 1, ahead: standard.queueLength(), want: full + life, wantDue: true},
 			{name: "ends now", keys: expiring(full), at: full - 15*time.Minute, want: full + life},
 			{name: "has ended", keys: expiring(full), at: full - 15*time.Minute + 1, want: full - 15*time.Minute + 1 + time.Hour, wantDue: true},
-			{name: "the horizon counts", keys: expiring(horizon + 15*time.Minute), ahead: standard.ahead(), want: horizon + time.Hour},
-			{name: "what is beyond it does not", keys: expiring(time.Hour, horizon+16*time.Minute), ahead: standard.ahead(), want: time.Hour + life, wantDue: true},
+			{name: "the horizon counts", keys: expiring(horizon + 15*time.Minute), ahead: standard.queueLength(), want: horizon + time.Hour},
+			{name: "what is beyond it does not", keys: expiring(time.Hour, horizon+16*time.Minute), ahead: standard.queueLength(), want: time.Hour + life, wantDue: true},
 		} {
-			expires, due := standard.next(test.keys, epoch.Add(test.at), test.ahead)
-			equal(t, test.name+": next expires after", expires.Sub(epoch), test.want)
-			equal(t, test.name+": next is due", due, test.wantDue)
+			now := epoch.Add(test.at)
+			equal(t, test.name+": next key expires after", standard.nextExpiry(test.keys, now).Sub(epoch), test.want)
+			equal(t, test.name+": it is due", standard.due(test.keys, now, test.ahead), test.wantDue)
 		}
 		equal(t, "end of a far key alone", standard.end(expiring(9*time.Hour), epoch), time.Time{})
 	})
@@ -136,9 +136,8 @@ func rotate(r rotation, down time.Duration) (signings []signing, keysMade int) {
 	up := []period{{from: epoch}}
 	for now, last := epoch, epoch.AddDate(1, 0, 0); now.Before(last) && len(made) < 20_000; {
 		keys = unexpired(keys, now)
-		expires, due := r.next(keys, now, r.ahead())
-		for ; due; expires, due = r.next(keys, now, r.ahead()) {
-			k := keyAt(fmt.Sprint(len(made)), expires)
+		for r.due(keys, now, r.queueLength()) {
+			k := keyAt(fmt.Sprint(len(made)), r.nextExpiry(keys, now))
 			keys, made[k.kid] = append(keys, k), now
 		}
 		k, _ := r.signer(keys, now)
@@ -157,7 +156,7 @@ func rotate(r rotation, down time.Duration) (signings []signing, keysMade int) {
 			continue
 		}
 		next := now.Add(1 + time.Duration(random.Int64N(int64(r.keyTTL))))
-		for _, t := range []time.Time{r.signsUntil(k).Add(1), r.end(keys, now).Add(tick - r.ahead())} {
+		for _, t := range []time.Time{r.signsUntil(k).Add(1), r.end(keys, now).Add(tick - r.queueLength())} {
 			if t.Before(next) {
 				next = t
 			}
@@ -192,11 +191,11 @@ func testYear(t *testing.T) {
 		})
 		t.Run("a key is published for publish-ahead before it signs/"+name, func(t *testing.T) { known(t, signings) })
 		t.Run("after downtime a key signs that caches know/"+name, func(t *testing.T) {
-			signings, _ := rotate(r, 2*r.ahead())
+			signings, _ := rotate(r, 2*r.queueLength())
 			known(t, signings)
 		})
 		t.Run("one key is made for each time of signing/"+name, func(t *testing.T) {
-			span := signings[len(signings)-1].at.Sub(epoch) + r.ahead()
+			span := signings[len(signings)-1].at.Sub(epoch) + r.queueLength()
 			if want := int(span / (r.keyTTL - r.overlap())); made < want*99/100 || made > want+1 {
 				t.Errorf("%d keys in %s; want %d", made, span, want)
 			}
@@ -227,9 +226,9 @@ func (m *model) look(now time.Time) {
 		m.keys = append(m.keys, m.files[name])
 	}
 	slices.SortFunc(m.keys, func(a, b key) int { return strings.Compare(a.name(), b.name()) })
-	for expires, due := m.next(m.keys, now, m.ahead()); due; expires, due = m.next(m.keys, now, m.ahead()) {
+	for m.due(m.keys, now, m.queueLength()) {
 		m.made++
-		k := keyAt(fmt.Sprint("k", m.made), expires)
+		k := keyAt(fmt.Sprint("k", m.made), m.nextExpiry(m.keys, now))
 		m.files[k.name()] = k
 		m.keys = append(m.keys, k)
 		slices.SortFunc(m.keys, func(a, b key) int { return strings.Compare(a.name(), b.name()) })
@@ -383,7 +382,7 @@ func TestHorizon(t *testing.T) {
 			t.Errorf("keys that signed = %v; want %s and those made before it, never %s", signers, far.kid, farthest.kid)
 		}
 		for _, k := range []key{farthest, far} {
-			wantInLog(t, s.log, 1, "was made with other flags or under a wrong clock; rename its file to end in .revoked if none of its tokens is in use\" kid="+k.kid)
+			wantInLog(t, s.log, 1, "was made with other flags or a wrong clock. If its tokens are not in use, revoke it: rename its file to end in .revoked\" kid="+k.kid)
 			wantInLog(t, s.log, 1, " file="+dir.path(k.name()+".pem"))
 		}
 	})
@@ -510,7 +509,7 @@ func signer(t *testing.T, s *testServer) key {
 func look(t *testing.T, stores ...*testServer) {
 	t.Helper()
 	for _, s := range stores {
-		ok(t, s.store.grow(t.Context(), s.store.ahead()))
+		ok(t, s.store.grow(t.Context(), s.store.queueLength()))
 	}
 }
 
@@ -853,7 +852,7 @@ func TestRevocation(t *testing.T) {
 		}{{after: time.Second, wantOnce: true}, {after: 2*time.Hour - 1, wantOnce: true}, {after: 2 * time.Hour}, {after: 26 * time.Hour}, {after: 32 * 24 * time.Hour}} {
 			sleepUntil(once.expires.Add(test.after - 2*time.Hour))
 			s.store.grow(t.Context(), 0)
-			restarted := &keystore{dir: dir, log: s.store.log, making: must(newLimiter(1)), turns: must(newLimiter(1)), revoked: map[string]bool{}}
+			restarted := must(newKeystore(dir, standard, minBits, s.store.log))
 			ok(t, restarted.refresh()) // openKeystore refuses duplicates
 			for name, s := range map[string]*keystore{"the server": s.store, "a restarted one": restarted} {
 				kids := map[string]bool{}
@@ -907,7 +906,7 @@ func TestTrouble(t *testing.T) {
 			{after: 150 * time.Minute, wantKeys: 0, wantSigns: http.StatusServiceUnavailable},
 		} {
 			sleepUntil(start.Add(test.after))
-			wantError(t, "grow", s.store.grow(t.Context(), s.store.ahead()), "cannot read the keys directory")
+			wantError(t, "grow", s.store.grow(t.Context(), s.store.queueLength()), "cannot read the keys directory")
 			var set keySet
 			if w := s.do("GET", jwksPath, ""); w.status == http.StatusOK {
 				set = parseSet(t, w.body)
@@ -950,7 +949,7 @@ func TestTrouble(t *testing.T) {
 		time.Sleep(time.Hour)
 		for range 3 {
 			s.store.dir = unwritable(t, dir)
-			wantError(t, "grow", s.store.grow(t.Context(), s.store.ahead()), "cannot store a key")
+			wantError(t, "grow", s.store.grow(t.Context(), s.store.queueLength()), "cannot store a key")
 		}
 		spare := s.store.spare
 		s.store.dir = dir
@@ -995,7 +994,7 @@ func TestTrouble(t *testing.T) {
 		time.Sleep(time.Hour)
 		release := takeAll(t, s.store.making) // as a slow look does
 		k := newKey(readyMade()[0], clock().Add(time.Hour))
-		time.AfterFunc(maxWait-1, func() { s.store.replace([]key{k}) })
+		time.AfterFunc(maxWait-1, func() { s.store.replace([]key{k}, clock()) })
 		got, err := s.store.turn(t.Context())
 		ok(t, err)
 		got.release()
@@ -1024,7 +1023,7 @@ func TestTrouble(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		stopped := make(chan error)
 		s.store.mu.Lock() // holds up a look as such a directory does
-		go func() { stopped <- s.store.grow(ctx, s.store.ahead()) }()
+		go func() { stopped <- s.store.grow(ctx, s.store.queueLength()) }()
 		for len(s.store.making.turns) > 0 {
 			runtime.Gosched()
 		}
@@ -1073,7 +1072,7 @@ func TestOpen(t *testing.T) {
 		time.Sleep(startWait - 1)
 		wantInLog(t, logged, 0, "\n")
 		time.Sleep(time.Hour)
-		wantInLog(t, logged, 1, "the start waits for its first key")
+		wantInLog(t, logged, 1, "still waiting for the first key")
 		wantInLog(t, logged, 1, "\n")
 		release()
 		ok(t, <-started)
@@ -1084,7 +1083,7 @@ func TestOpen(t *testing.T) {
 		ok(t, s.start(t.Context()))
 		equal(t, "it waited for the others", time.Since(begin), startWait)
 		release()
-		wantInLog(t, logged, 1, "the start waits")
+		wantInLog(t, logged, 1, "still waiting")
 	})
 	t.Run("a file that is gone when it is opened stops nothing", func(t *testing.T) {
 		dir := keyDir(t.TempDir())
@@ -1124,12 +1123,12 @@ func TestLogOfTrouble(t *testing.T) {
 		move(t, dir, dir+".away")
 		time.Sleep(44*time.Minute + 30*time.Second)
 		count(t, s, 45, `msg="cannot maintain the keys" error="cannot read the keys directory: `)
-		count(t, s, 45, `outlook="the keys in hand sign until 2000-01-01T00:45:00Z"`)
+		count(t, s, 45, `outlook="the keys in memory sign until 2000-01-01T00:45:00Z"`)
 		time.Sleep(time.Minute)
 		count(t, s, 1, `outlook="no key can sign"`)
 		move(t, dir+".away", dir)
 		time.Sleep(5 * time.Minute)
-		count(t, s, 1, `msg="recovered: cannot maintain the keys" outlook="the keys in hand sign until `)
+		count(t, s, 1, `msg="recovered: cannot maintain the keys" outlook="the keys in memory sign until `)
 		count(t, s, 46, "level=ERROR")
 	})
 	bubble(t, "a directory that comes and goes does not fill the log", func(t *testing.T) {
@@ -1287,15 +1286,11 @@ func lives(r rotation, within time.Duration) (lives [][4]time.Duration) {
 	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	var keys []key
 	for now := start; now.Sub(start) < within; now = now.Add(tick) {
-		for {
+		for r.due(keys, now, r.queueLength()) {
 			takeover := max(r.end(keys, now).Sub(start), now.Sub(start))
-			expires, due := r.next(keys, now, r.ahead())
-			if !due {
-				break
-			}
-			k := key{expires: expires}
+			k := key{expires: r.nextExpiry(keys, now)}
 			keys = append(keys, k)
-			lives = append(lives, [4]time.Duration{now.Sub(start), takeover, r.signsUntil(k).Sub(start), expires.Sub(start)})
+			lives = append(lives, [4]time.Duration{now.Sub(start), takeover, r.signsUntil(k).Sub(start), k.expires.Sub(start)})
 		}
 	}
 	return lives

@@ -9,13 +9,12 @@ import (
 
 const maxWaiting = 1000 // requests for each turn: about as many as a core signs for in maxWait
 
-// A limiter gives turns to those who wait for them.
+// A limiter is a semaphore with a bounded queue. A turn is a unit of it.
 type limiter struct {
 	turns   chan pipe
 	waiting atomic.Int64
 }
 
-// A pipe leads through the network poller.
 type pipe struct{ in, out *os.File }
 
 func newLimiter(turns int) (*limiter, error) {
@@ -64,10 +63,31 @@ func (l *limiter) acquire(ctx context.Context) (release func(), err error) {
 	}, nil
 }
 
-// poll lets the Go scheduler look at the network. It does that only where nothing is
-// runnable, or every 10 ms, and while many wait for turns something always is: the next
-// one to have a turn. So requests that need no turn would wait for many of them.
+// poll makes the releasing goroutine wait for the network poller, so that the scheduler looks
+// at the network before it runs the next waiter. Otherwise it looks only when nothing is
+// runnable, or every 10 ms, and under load a waiter is always runnable: reads of the JWK Set
+// would wait for ten signatures instead of one.
 func (p pipe) poll() {
 	go p.in.Write([]byte{0})
 	p.out.Read([]byte{0})
+}
+
+// await returns the result of f, or the error of ctx if that is done first: f may hang.
+func await[T any](ctx context.Context, f func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		value, err := f()
+		done <- result{value, err}
+	}()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-ctx.Done():
+		var none T
+		return none, ctx.Err()
+	}
 }

@@ -846,7 +846,7 @@ func TestHealthcheck(t *testing.T) {
 // layout is the order of the source files. Each can be read without those before it.
 var layout = []string{
 	"main.go", "handlers.go", "faults.go", "flags.go", "request.go", "clients.go", "token.go", "httperror.go",
-	"keystore.go", "keydir.go", "rotation.go", "limiter.go", "key.go", "json.go", "log.go",
+	"maintain.go", "keystore.go", "keydir.go", "keyring.go", "rotation.go", "limiter.go", "key.go", "json.go", "log.go",
 }
 
 func TestEachFileCanBeReadWithoutThoseAboveIt(t *testing.T) {
