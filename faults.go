@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
@@ -10,6 +11,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
+	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
@@ -28,6 +30,7 @@ type fault struct {
 
 	expired bool            // exp was an hour ago
 	without string          // the claim that is left out
+	key     bool            // it needs the untrusted key
 	apply   func(*badToken) // what else is done to the token; may be nil
 }
 
@@ -42,20 +45,20 @@ var faults = []fault{
 	{Name: "none", Refuse: "must", Why: "alg is none, and the signature is empty", See: "RFC 8725 section 3.1",
 		apply: func(d *badToken) { d.method, d.signer = jwt.SigningMethodNone, jwt.UnsafeAllowNoneSignatureType }},
 	{Name: "wrong-key", Refuse: "must", Why: "kid names a key of the JWK Set, and another key signed", See: "RFC 7515 section 5.2",
-		apply: func(d *badToken) { d.signer = d.untrusted.private }},
+		key: true, apply: func(d *badToken) { d.signer = d.untrusted.private }},
 	{Name: "unknown-key", Refuse: "must", Why: "the key that signed, and that kid names, is not in the JWK Set", See: "RFC 7515 section 4.1.4",
-		apply: func(d *badToken) { d.signer, d.header["kid"] = d.untrusted.private, d.untrusted.kid }},
+		key: true, apply: func(d *badToken) { d.signer, d.header["kid"] = d.untrusted.private, d.untrusted.kid }},
 	{Name: "hs256", Refuse: "must", Why: "alg is HS256, and the secret is the public key in PEM", See: "RFC 8725 section 2.1",
 		apply: func(d *badToken) { d.method, d.signer = jwt.SigningMethodHS256, publicPEM(d.key) }},
 	{Name: "jwk", Refuse: "must", Why: "another key signed, and the header brings it as jwk", See: "RFC 8725 section 3.10",
-		apply: func(d *badToken) { d.signer, d.header["jwk"] = d.untrusted.private, d.untrusted.jwk() }},
+		key: true, apply: func(d *badToken) { d.signer, d.header["jwk"] = d.untrusted.private, d.untrusted.jwk() }},
 	{Name: "jku", Refuse: "must", Why: "another key signed, and the header says by jku where to fetch it", See: "RFC 8725 section 3.10",
-		apply: func(d *badToken) {
+		key: true, apply: func(d *badToken) {
 			d.signer, d.header["kid"] = d.untrusted.private, d.untrusted.kid
-			d.header["jku"] = d.issuer + "/faults/jwks.json"
+			d.header["jku"] = strings.TrimSuffix(d.issuer, "/") + "/faults/jwks.json"
 		}},
 	{Name: "x5c", Refuse: "must", Why: "another key signed, and the header brings its self-signed certificate as x5c", See: "RFC 7515 section 4.1.6",
-		apply: func(d *badToken) { d.signer, d.header["x5c"] = d.untrusted.private, []string{d.untrusted.certificate} }},
+		key: true, apply: func(d *badToken) { d.signer, d.header["x5c"] = d.untrusted.private, []string{d.untrusted.certificate} }},
 	{Name: "crit", Refuse: "must", Why: "crit names an extension that no verifier knows", See: "RFC 7515 section 4.1.11",
 		apply: func(d *badToken) { d.header["crit"], d.header[undefined] = []string{undefined}, true }},
 	{Name: "expired", Refuse: "must", Why: "exp was an hour ago", See: "RFC 7519 section 4.1.4", expired: true},
@@ -98,16 +101,44 @@ func findFault(name string) (fault, error) {
 
 // A tester makes bad tokens.
 type tester struct {
-	issuer    string
-	untrusted func() (untrustedKey, error) // generated on first use
+	generate  func() (untrustedKey, error)
+	once      sync.Once
+	generated chan struct{} // closed when the fields below are set
+	key       untrustedKey
+	err       error
 }
 
-func newTester(issuer string, bits int) *tester {
-	return &tester{issuer: issuer, untrusted: sync.OnceValues(func() (untrustedKey, error) { return newUntrustedKey(bits) })}
+func newTester(bits int) *tester {
+	return &tester{generate: func() (untrustedKey, error) { return newUntrustedKey(bits) }, generated: make(chan struct{})}
 }
 
-// parseOptions parses the parameters of the issuer, and fault and expired=key.
-func (t *tester) parseOptions(query url.Values, longest time.Duration) (tokenOptions, error) {
+const maxGenerationWait = 10 * time.Second // for the untrusted key, less than the write timeout
+
+// untrusted returns the untrusted key, which is generated on first need. It returns an error
+// for the client if that takes too long, or if ctx is done; the generation goes on.
+//
+// It needs no turn, because a large key takes seconds, in which others want tokens.
+func (t *tester) untrusted(ctx context.Context) (untrustedKey, error) {
+	t.once.Do(func() {
+		go func() {
+			t.key, t.err = t.generate()
+			close(t.generated)
+		}()
+	})
+	ctx, cancel := context.WithTimeout(ctx, maxGenerationWait)
+	defer cancel()
+	select {
+	case <-t.generated:
+		return t.key, t.err
+	case <-ctx.Done():
+		return untrustedKey{}, refuse(http.StatusServiceUnavailable, "temporarily_unavailable",
+			"the untrusted key of this fault is still being generated: try again in a second")
+	}
+}
+
+// parseOptions parses the parameters of the issuer, and fault and expired=key. It waits for
+// the untrusted key if the token needs it, so it has to be called before a turn is taken.
+func (t *tester) parseOptions(ctx context.Context, query url.Values, longest time.Duration) (tokenOptions, error) {
 	name, err := oneOf(query, "expired", "expires_in", "fault")
 	if err != nil {
 		return tokenOptions{}, err
@@ -121,44 +152,46 @@ func (t *tester) parseOptions(query url.Values, longest time.Duration) (tokenOpt
 		value = "unknown-key"
 	}
 	f, err := findFault(value)
-	o := tokenOptions{lifetime: longest, sign: t.signer(f)}
+	if err != nil {
+		return tokenOptions{}, err
+	}
+	var untrusted untrustedKey
+	if f.key {
+		if untrusted, err = t.untrusted(ctx); err != nil {
+			return tokenOptions{}, err
+		}
+	}
+	o := tokenOptions{lifetime: longest, sign: func(d *draft) (string, error) { return f.sign(d, untrusted) }}
 	if f.expired || expiredKey {
 		o.lifetime = -expiredAgo
 	}
-	return o, err
+	return o, nil
 }
 
 // A badToken is a token on its way to a fault.
 type badToken struct {
 	*draft
-	issuer    string
 	untrusted untrustedKey
 	tamper    func(parts []string) // changes the three parts of the signed token; may be nil
 }
 
-// signer returns a function that signs a token with a fault.
-func (t *tester) signer(f fault) func(*draft) (string, error) {
-	return func(d *draft) (string, error) {
-		untrusted, err := t.untrusted()
-		if err != nil {
-			return "", err
-		}
-		if _, ok := d.claims[f.without]; f.without != "" && !ok {
-			return "", badRequest("the token has no %s to leave out: ask for it in the body; for aud, -audience will do as well", f.without)
-		}
-		delete(d.claims, f.without)
-		b := &badToken{draft: d, issuer: t.issuer, untrusted: untrusted}
-		if f.apply != nil {
-			f.apply(b)
-		}
-		token, err := d.sign()
-		if err != nil || b.tamper == nil {
-			return token, err
-		}
-		parts := strings.Split(token, ".")
-		b.tamper(parts)
-		return strings.Join(parts, "."), nil
+// sign returns the token of a draft, with the fault.
+func (f fault) sign(d *draft, untrusted untrustedKey) (string, error) {
+	if _, ok := d.claims[f.without]; f.without != "" && !ok {
+		return "", badRequest("the token has no %s to leave out: ask for it in the body; for aud, -audience will do as well", f.without)
 	}
+	delete(d.claims, f.without)
+	b := &badToken{draft: d, untrusted: untrusted}
+	if f.apply != nil {
+		f.apply(b)
+	}
+	token, err := d.sign()
+	if err != nil || b.tamper == nil {
+		return token, err
+	}
+	parts := strings.Split(token, ".")
+	b.tamper(parts)
+	return strings.Join(parts, "."), nil
 }
 
 // flipBit flips a bit in the middle of the signature. The last character would not do,
@@ -188,8 +221,9 @@ func publicPEM(k key) []byte {
 // Set that jku names has it.
 type untrustedKey struct {
 	key
-	certificate string // self-signed, DER in base64 (RFC 7515 section 4.1.6)
-	set         *document
+	certificate string    // self-signed, DER in base64 (RFC 7515 section 4.1.6)
+	set         *document // at which jku points
+	chain       *document // at which x5u points: the certificate as PEM (RFC 7515 section 4.1.5)
 }
 
 func newUntrustedKey(bits int) (untrustedKey, error) {
@@ -207,5 +241,10 @@ func newUntrustedKey(bits int) (untrustedKey, error) {
 		return untrustedKey{}, err
 	}
 	k := newKey(private, template.NotAfter)
-	return untrustedKey{key: k, certificate: base64.StdEncoding.EncodeToString(certificate), set: jwkSet([]key{k})}, nil
+	return untrustedKey{
+		key:         k,
+		certificate: base64.StdEncoding.EncodeToString(certificate),
+		set:         jwkSet([]key{k}),
+		chain:       newText([]string{"application/pem-certificate-chain"}, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate})),
+	}, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/base64"
@@ -10,6 +11,7 @@ import (
 	"fmt"
 	"maps"
 	"math/bits"
+	"net/http/httptest"
 	"net/url"
 	"reflect"
 	"slices"
@@ -231,7 +233,7 @@ func TestFaults(t *testing.T) {
 				for _, issuer := range []string{"http://issuer.test", "https://a.test/tenant"} {
 					for body, sub := range map[string]string{"": "user123", aliceClaims: "alice"} {
 						s := newServerWithKey(t, "-audience", "api", "-issuer", issuer)
-						s.tester.untrusted = madeOnce
+						s.tester.generate = madeOnce
 						other, _ := madeOnce()
 						checkFault(t, s, body, wantedFaults(other, issuer, sub)[i])
 					}
@@ -287,6 +289,65 @@ func checkFault(t *testing.T, s *testServer, body string, row wantedFault) {
 			t.Errorf("a verifier with the hole %q says %v; want %v alone", hole, got, row.want)
 		}
 	}
+}
+
+// slowKey lets a server generate its untrusted key in so much time.
+func slowKey(s *testServer, d time.Duration) {
+	s.tester.generate = func() (untrustedKey, error) {
+		time.Sleep(d)
+		return madeOnce()
+	}
+}
+
+func TestUntrustedKey(t *testing.T) {
+	test := func(rule string, generation time.Duration, test func(*testing.T, *testServer)) {
+		bubble(t, rule, func(t *testing.T) {
+			s := newServerWithKey(t)
+			slowKey(s, generation)
+			test(t, s)
+		})
+	}
+	test("requests that need no untrusted key do not wait for it", 5*time.Second, func(t *testing.T, s *testServer) {
+		for range 2 * cap(s.store.turns.turns) {
+			go s.do("POST", "/auth?fault=wrong-key", "")
+			go s.do("GET", "/faults/jwks.json", "")
+		}
+		synctest.Wait()
+		began := time.Now()
+		for _, query := range []string{"", "?expired", "?fault=none", "?fault=signature", "?fault=expired"} {
+			s.token(t, query, "")
+		}
+		equal(t, "the wait", time.Since(began), 0)
+		time.Sleep(time.Minute)
+	})
+	test("requests that need it wait for it", 5*time.Second, func(t *testing.T, s *testServer) {
+		var served []string
+		for _, path := range []string{"/auth?fault=wrong-key", "/auth?expired=key", "/auth?fault=wrong-key"} {
+			began := time.Now()
+			w := s.do("POST", path, "")
+			served = append(served, fmt.Sprint(path, " ", w.status, " ", time.Since(began)))
+		}
+		equal(t, "the answers", served, []string{"/auth?fault=wrong-key 200 5s", "/auth?expired=key 200 0s", "/auth?fault=wrong-key 200 0s"})
+	})
+	test("the set of jku needs no turn", 5*time.Second, func(t *testing.T, s *testServer) {
+		takeAll(t, s.store.turns)
+		equal(t, "GET /faults/jwks.json", s.do("GET", "/faults/jwks.json", "").status, 200)
+	})
+	test("they wait for ten seconds, and the generation goes on", 11*time.Second, func(t *testing.T, s *testServer) {
+		began := time.Now()
+		s.do("POST", "/auth?fault=wrong-key", "").checkError(t, "the first fault", 503, "temporarily_unavailable")
+		equal(t, "the wait", time.Since(began), 10*time.Second)
+		s.token(t, "?fault=wrong-key", "")
+		equal(t, "the wait for the second", time.Since(began), 11*time.Second)
+	})
+	test("a client that went away stops waiting", 5*time.Second, func(t *testing.T, s *testServer) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		began := time.Now()
+		s.send(httptest.NewRequestWithContext(ctx, "POST", "/auth?fault=wrong-key", nil))
+		equal(t, "the wait", time.Since(began), time.Second)
+		time.Sleep(time.Minute)
+	})
 }
 
 func TestCatalogue(t *testing.T) {

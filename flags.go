@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"path"
 	"strconv"
 	"strings"
 	"time"
@@ -178,12 +179,15 @@ func (c config) validateSet() error {
 	return nil
 }
 
-// validateIssuer returns an error if issuer is neither empty nor the URL of an issuer.
+// validateIssuer returns an error if issuer is neither empty nor the URL of an issuer (OpenID
+// Connect Discovery 1.0 section 3), or if its path is one that clients change.
 func validateIssuer(issuer string) error {
 	u, err := url.Parse(cmp.Or(issuer, "http://localhost"))
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil ||
-		strings.ContainsAny(issuer, "?#") || strings.HasSuffix(issuer, "/") {
-		return fmt.Errorf("-issuer %q is not an issuer: use an http or https URL without user, query, fragment and final slash", issuer)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || strings.ContainsAny(issuer, "?#") {
+		return fmt.Errorf("-issuer %q is not an issuer: use an http or https URL without user, query and fragment", issuer)
+	}
+	if base := strings.TrimSuffix(u.EscapedPath(), "/"); base == "/" || base != "" && path.Clean(base) != base {
+		return fmt.Errorf("-issuer %q has a path that clients would change: leave out empty segments, . and ..", issuer)
 	}
 	return nil
 }

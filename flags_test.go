@@ -56,10 +56,16 @@ func TestInvalidFlagsExitWithStatus2AndLeaveNothingBehind(t *testing.T) {
 		{args: []string{"-v", "-v=false"}, want: `invalid boolean value "false" for -v: the flag is given twice`},
 	}
 	for _, issuer := range []string{
-		"https://a.test?q", "https://a.test?", "https://a.test#f", "https://a.test#", "https://user@a.test", "https://a.test/",
-		"https://a.test/x/", "ftp://a.test", "a.test", "https:a.test", "https://", "https://:80", "https://a.test/%zz",
+		"https://a.test?q", "https://a.test?", "https://a.test#f", "https://a.test#", "https://user@a.test",
+		"ftp://a.test", "a.test", "https:a.test", "https://", "https://:80", "https://a.test/%zz",
 	} {
-		const want = "-issuer %q is not an issuer: use an http or https URL without user, query, fragment and final slash"
+		const want = "-issuer %q is not an issuer: use an http or https URL without user, query and fragment"
+		rows = append(rows, row{args: []string{"-issuer", issuer}, want: fmt.Sprintf(want, issuer)})
+	}
+	for _, issuer := range []string{
+		"https://a.test//", "https://a.test//a", "https://a.test/a//b", "https://a.test/a/./b", "https://a.test/../a", "https://a.test/a/..",
+	} {
+		const want = "-issuer %q has a path that clients would change: leave out empty segments, . and .."
 		rows = append(rows, row{args: []string{"-issuer", issuer}, want: fmt.Sprintf(want, issuer)})
 	}
 	canceled, cancel := context.WithCancel(t.Context())
@@ -95,7 +101,7 @@ func TestFlagsAtTheirLimitsAreValid(t *testing.T) {
 		_, err := parseFlags(args, io.Discard)
 		wantError(t, strings.Join(args, " "), err, "")
 	}
-	for _, issuer := range []string{"http://a.test", "https://a.test:8443/tenant/a", "http://[::1]:80"} {
+	for _, issuer := range []string{"http://a.test", "https://a.test:8443/tenant/a", "http://[::1]:80", "https://a.test/", "https://a.test/a/"} {
 		_, err := parseFlags([]string{"-issuer", issuer}, io.Discard)
 		wantError(t, "-issuer "+issuer, err, "")
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"io"
 	"log/slog"
 	"net/http"
@@ -14,12 +15,13 @@ import (
 
 // A server is the HTTP API.
 type server struct {
-	issuer       string
+	issuer       string // empty if it is the URL by which a request reached the server
+	base         string // URL of the server on this machine
 	profile      tokenProfile
 	store        *keystore
-	clients      registry // nil on an open server
-	tester       *tester  // nil with clients: bad tokens are for tests
-	verbose      bool     // log each request
+	clients      registry   // nil on an open server
+	tester       *setTester // nil with clients: bad tokens and JWK Sets are for tests
+	verbose      bool       // log each request
 	log          *slog.Logger
 	cacheControl []string // of documents
 	failures     throttle // of client authentication
@@ -28,35 +30,61 @@ type server struct {
 // newServer returns the server that the flags describe. base is its URL on this machine.
 func newServer(c config, base string, store *keystore, clients registry, log *slog.Logger) *server {
 	s := &server{
-		issuer:       cmp.Or(c.issuer, base),
+		issuer:       c.issuer,
+		base:         base,
 		store:        store,
 		clients:      clients,
 		verbose:      c.verbose,
 		log:          log,
 		cacheControl: []string{"public, max-age=" + strconv.Itoa(int(store.maxAge()/time.Second))},
 	}
-	s.profile = tokenProfile{issuer: s.issuer, audience: c.audience, lifetime: c.tokenTTL.Truncate(time.Second)}
+	s.profile = tokenProfile{audience: c.audience, lifetime: c.tokenTTL.Truncate(time.Second)}
 	if clients == nil {
-		s.tester = newTester(s.issuer, store.bits)
+		s.tester = newSetTester(store)
+	} else {
+		s.issuer = cmp.Or(c.issuer, base)
 	}
 	return s
 }
 
+// issuerOf returns the issuer of the response to r: -issuer, or on an open server without
+// it the URL by which the request reached the server, so that localhost, a mapped port and
+// the name of a container all work. Forwarded headers are not trusted.
+func (s *server) issuerOf(r *http.Request) string {
+	switch {
+	case s.issuer != "":
+		return s.issuer
+	case r.Host == "": // HTTP/1.0
+		return s.base
+	default:
+		return schemes[r.TLS != nil] + "://" + r.Host
+	}
+}
+
+var schemes = map[bool]string{false: "http", true: "https"} // by whether the server has a certificate
+
 // routes returns the route table. The routes answer under the path of the issuer, too.
 func (s *server) routes() http.Handler {
 	mux := http.NewServeMux()
-	issuer, _ := url.Parse(s.issuer)
-	metadata := s.serve(newDocument(s.metadata()))
+	issuer, _ := url.Parse(strings.TrimSuffix(s.issuer, "/"))
+	const metadata = "/.well-known/oauth-authorization-server"
 	for _, path := range slices.Compact([]string{"", issuer.EscapedPath()}) {
-		s.private(mux, path+"/{$}", "GET, HEAD, OPTIONS", s.root)
-		s.public(mux, path+"/.well-known/jwks.json", s.jwks)
-		s.public(mux, path+"/.well-known/openid-configuration", metadata)
-		s.public(mux, "/.well-known/oauth-authorization-server"+path, metadata) // RFC 8414 section 3.1
-		s.private(mux, path+"/auth", "POST, OPTIONS", s.auth)
-		if s.tester != nil {
-			s.public(mux, path+"/faults", s.serve(newDocument(faults)))
-			s.public(mux, path+"/faults/jwks.json", s.untrustedSet)
+		s.private(mux, path+"/{$}", readOnly, s.root)
+		s.public(mux, path+"/.well-known/openid-configuration", readOnly, s.metadata)
+		for _, place := range slices.Compact([]string{path + metadata, metadata + path}) { // the latter by RFC 8414 section 3.1
+			s.public(mux, place, readOnly, s.metadata)
 		}
+		s.private(mux, path+"/auth", "POST, OPTIONS", s.auth)
+		jwks := s.jwks
+		if t := s.tester; t != nil { // everything that is for tests, but for the options of auth
+			jwks = t.jwks(s.jwks, s.writeDocument)
+			s.public(mux, path+"/faults", readOnly, s.serve(newDocument(faults)))
+			s.public(mux, path+"/faults/jwks.json", readOnly, counted(&t.reads.jku, s.untrusted(func(k untrustedKey) *document { return k.set })))
+			s.public(mux, path+"/faults/x5u.pem", readOnly, counted(&t.reads.x5u, s.untrusted(func(k untrustedKey) *document { return k.chain })))
+			s.public(mux, path+"/faults/sets", "GET, HEAD, POST, OPTIONS", s.setFaults(newDocument(setFaults)))
+			s.private(mux, path+"/faults/reads", readOnly, t.countReads)
+		}
+		s.public(mux, path+"/.well-known/jwks.json", readOnly, jwks)
 	}
 	mux.HandleFunc("/", s.notFound)
 	if s.verbose {
@@ -65,16 +93,14 @@ func (s *server) routes() http.Handler {
 	return mux
 }
 
-// A handler answers a request, or returns the error to answer with.
-type handler func(http.ResponseWriter, *http.Request) error
-
 // Header values, allocated once because the JWK Set is a hot path.
-var noSniff, anyOrigin, jsonType = []string{"nosniff"}, []string{"*"}, []string{"application/json"}
+var noSniff, anyOrigin = []string{"nosniff"}, []string{"*"}
 
-// public routes path to a handler of GET and HEAD whose response any origin may read.
+const readOnly = "GET, HEAD, OPTIONS"
+
+// public routes path to a handler whose responses to GET and HEAD any origin may read.
 // OPTIONS is a CORS preflight.
-func (s *server) public(mux *http.ServeMux, path string, h handler) {
-	const allow = "GET, HEAD, OPTIONS"
+func (s *server) public(mux *http.ServeMux, path, allow string, h handler) {
 	next := s.route(allow, h)
 	mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
 		header := w.Header()
@@ -141,23 +167,38 @@ func (s *server) jwks(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// metadata returns what clients and verifiers need to know of this issuer (OpenID Connect
-// Discovery 1.0 section 3, RFC 8414 section 2).
-func (s *server) metadata() map[string]any {
+// setFaults returns the handler of /faults/sets: GET lists the faults of the JWK Set, and
+// POST sets one.
+func (s *server) setFaults(catalogue *document) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		if r.Method == http.MethodPost {
+			return s.tester.setFault(w, r)
+		}
+		s.writeDocument(w, r, catalogue)
+		return nil
+	}
+}
+
+// metadata responds with what clients and verifiers need to know of this issuer (OpenID
+// Connect Discovery 1.0 section 3, RFC 8414 section 2).
+func (s *server) metadata(w http.ResponseWriter, r *http.Request) error {
 	methods := []string{"client_secret_basic", "client_secret_post"}
 	if s.clients == nil {
 		methods = append(methods, "none")
 	}
-	return map[string]any{
-		"issuer":                                s.issuer,
-		"jwks_uri":                              s.issuer + "/.well-known/jwks.json",
-		"token_endpoint":                        s.issuer + "/auth",
+	issuer := s.issuerOf(r)
+	base := strings.TrimSuffix(issuer, "/")
+	s.writeDocument(w, r, newDocument(map[string]any{
+		"issuer":                                issuer,
+		"jwks_uri":                              base + "/.well-known/jwks.json",
+		"token_endpoint":                        base + "/auth",
 		"response_types_supported":              []string{"id_token"},
 		"subject_types_supported":               []string{"public"},
 		"id_token_signing_alg_values_supported": []string{"RS256"},
 		"grant_types_supported":                 s.clients.grants(),
 		"token_endpoint_auth_methods_supported": methods,
-	}
+	}))
+	return nil
 }
 
 // serve returns a handler that responds with d.
@@ -181,7 +222,7 @@ func (s *server) writeDocument(w http.ResponseWriter, r *http.Request, d *docume
 			}
 		}
 	}
-	header["Content-Type"] = jsonType
+	header["Content-Type"] = d.mediaType
 	header["Content-Length"] = []string{strconv.Itoa(len(d.body))}
 	w.Write(d.body)
 }
@@ -202,17 +243,11 @@ func (s *server) auth(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return badRequest("the query cannot be read: %v", err)
 	}
-	parse := parseOptions
-	if s.tester != nil {
-		parse = s.tester.parseOptions
-	} else if query.Has("fault") {
-		return badRequest("fault is not for a server with -clients, which issues good tokens only")
-	}
-	options, err := parse(query, s.profile.lifetime)
+	body, err := readBody(w, r)
 	if err != nil {
 		return err
 	}
-	body, err := readBody(w, r)
+	options, err := s.parseOptions(r.Context(), query)
 	if err != nil {
 		return err
 	}
@@ -233,6 +268,20 @@ func (s *server) auth(w http.ResponseWriter, r *http.Request) error {
 		ExpiresIn: max(token.expires-token.now.Unix(), 0), Scope: token.scope(), Fault: query.Get("fault"),
 	})
 	return nil
+}
+
+// parseOptions parses the query of auth. On an open server that may make a key, so it comes
+// before a turn is taken.
+func (s *server) parseOptions(ctx context.Context, query url.Values) (tokenOptions, error) {
+	if s.tester != nil {
+		return s.tester.parseOptions(ctx, query, s.profile.lifetime)
+	}
+	for _, name := range []string{"fault", "key"} {
+		if query.Has(name) {
+			return tokenOptions{}, badRequest("%s is not for a server with -clients, which issues good tokens only", name)
+		}
+	}
+	return parseOptions(query, s.profile.lifetime)
 }
 
 // An issuedToken is a signed token and the client that it was issued to.
@@ -261,7 +310,9 @@ func (s *server) issue(r *http.Request, options tokenOptions, body []byte) (issu
 	if err != nil {
 		return issuedToken{client: request.clientID()}, err
 	}
-	d, err := s.profile.draft(turn, options.lifetime, claims)
+	profile := s.profile
+	profile.issuer = s.issuerOf(r)
+	d, err := profile.draft(turn, options.lifetime, claims)
 	if err != nil {
 		return issuedToken{}, err
 	}
@@ -276,14 +327,16 @@ func (s *server) logFailure(client string) {
 	}
 }
 
-// untrustedSet responds with the JWK Set that the jku of bad tokens names.
-func (s *server) untrustedSet(w http.ResponseWriter, r *http.Request) error {
-	untrusted, err := s.tester.untrusted()
-	if err != nil {
-		return err
+// untrusted returns a handler that responds with a document of the untrusted key.
+func (s *server) untrusted(document func(untrustedKey) *document) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		k, err := s.tester.untrusted(r.Context())
+		if err != nil {
+			return err
+		}
+		s.writeDocument(w, r, document(k))
+		return nil
 	}
-	s.writeDocument(w, r, untrusted.set)
-	return nil
 }
 
 func (s *server) notFound(w http.ResponseWriter, r *http.Request) {

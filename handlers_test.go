@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -80,7 +81,9 @@ func TestRoutes(t *testing.T) {
 		wantStatus    int
 		wantAllow     string
 	}{
-		{"what may be read answers GET and HEAD", "GET HEAD", readable, 200, ""},
+		{"what may be read answers GET and HEAD", "GET HEAD", append(readable, setsPath), 200, ""},
+		{"OPTIONS of the faults of the set is answered 204 with Allow", "OPTIONS", []string{setsPath}, 204, "GET, HEAD, POST, OPTIONS"},
+		{"another method of the faults of the set is 405 with Allow", "PUT PATCH DELETE TRACE get", []string{setsPath}, 405, "GET, HEAD, POST, OPTIONS"},
 		{"auth answers POST", "POST", []string{"/auth"}, 200, ""},
 		{"OPTIONS is answered 204 with Allow", "OPTIONS", readable, 204, "GET, HEAD, OPTIONS"},
 		{"OPTIONS of auth is answered 204 with Allow", "OPTIONS", []string{"/auth"}, 204, "POST, OPTIONS"},
@@ -139,7 +142,7 @@ func TestIssuerPath(t *testing.T) {
 	t.Run("the routes answer under the path of the issuer too", func(t *testing.T) {
 		s := newServerWithKey(t, "-issuer", "https://a.test/tenant/a")
 		for _, path := range []string{"/tenant/a/", "/tenant/a" + jwksPath, "/tenant/a" + discoveryPath, "/tenant/a/faults",
-			"/tenant/a/faults/jwks.json", oauthPath + "/tenant/a", "/", jwksPath, discoveryPath, oauthPath, "/faults"} {
+			"/tenant/a/faults/jwks.json", oauthPath + "/tenant/a", "/tenant/a" + oauthPath, "/", jwksPath, discoveryPath, oauthPath, "/faults"} {
 			if w := s.do("GET", path, ""); w.status != 200 {
 				t.Errorf("GET %s = %d; want 200", path, w.status)
 			}
@@ -160,8 +163,6 @@ func TestIssuerPath(t *testing.T) {
 		{"it may be that of a route", "/auth", "/auth/auth"},
 		{"it may be that of the catalogue", "/faults", "/faults/auth"},
 		{"it may be that of the metadata", oauthPath, oauthPath + "/auth"},
-		{"one that is unclean does no harm", "//a", "/auth"},
-		{"one with dots does no harm", "/a/../b/.", "/auth"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := newServerWithKey(t, "-issuer", "https://a.test"+test.path)
@@ -173,6 +174,65 @@ func TestIssuerPath(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestIssuerByRequest(t *testing.T) {
+	ask := func(t *testing.T, s *testServer, host string, secure bool) (iss, discovered, jwksURI, jku any) {
+		t.Helper()
+		send := func(method, path string) response {
+			r := httptest.NewRequest(method, path, nil)
+			r.Host = host
+			r.Header.Set("X-Forwarded-Host", "forwarded.test")
+			r.Header.Set("X-Forwarded-Proto", "https")
+			r.Header.Set("Forwarded", "host=forwarded.test;proto=https")
+			if secure {
+				r.TLS = &tls.ConnectionState{}
+			}
+			return s.send(r)
+		}
+		_, claims := parts(t, send("POST", "/auth").token(t))
+		header, _ := parts(t, send("POST", "/auth?fault=jku").token(t))
+		metadata := send("GET", discoveryPath).json(t)
+		equal(t, "the issuer in both documents", send("GET", oauthPath).json(t)["issuer"], metadata["issuer"])
+		return claims["iss"], metadata["issuer"], metadata["jwks_uri"], header["jku"]
+	}
+	byRequest := newServerWithKey(t)
+	byRequest.issuer, byRequest.base = "", "http://localhost:8080"
+	fixed := newServerWithKey(t, "-issuer", "https://fixed.test")
+	slash := newServerWithKey(t, "-issuer", "https://tenant.test/")
+	for _, test := range []struct {
+		name       string
+		s          *testServer
+		host       string
+		secure     bool
+		wantIssuer string
+		wantBase   string // of URLs; the issuer if empty
+	}{
+		{name: "it is the URL by which the request reached the server", s: byRequest, host: "localhost:49153", wantIssuer: "http://localhost:49153"},
+		{name: "it may be the name of a container", s: byRequest, host: "jwks", wantIssuer: "http://jwks"},
+		{name: "it may be an address", s: byRequest, host: "[::1]:8080", wantIssuer: "http://[::1]:8080"},
+		{name: "it is https with TLS", s: byRequest, host: "localhost:8443", secure: true, wantIssuer: "https://localhost:8443"},
+		{name: "it is the base URL if there is no Host, as in HTTP/1.0", s: byRequest, wantIssuer: "http://localhost:8080"},
+		{name: "-issuer fixes it", s: fixed, host: "localhost:8080", wantIssuer: "https://fixed.test"},
+		{name: "it may end in a slash, which URLs do not double", s: slash, host: "localhost", wantIssuer: "https://tenant.test/", wantBase: "https://tenant.test"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			iss, discovered, jwksURI, jku := ask(t, test.s, test.host, test.secure)
+			base := cmp.Or(test.wantBase, test.wantIssuer)
+			equal(t, "iss", iss, any(test.wantIssuer))
+			equal(t, "issuer of the metadata", discovered, any(test.wantIssuer))
+			equal(t, "jwks_uri", jwksURI, any(base+jwksPath))
+			equal(t, "jku", jku, any(base+"/faults/jwks.json"))
+		})
+	}
+	t.Run("with clients it is the base URL, whatever the request says", func(t *testing.T) {
+		c := flags(t)
+		c.issuer = ""
+		s := newServer(c, "http://localhost:8080", byRequest.store, registry{}, byRequest.server.log)
+		r := httptest.NewRequest("GET", discoveryPath, nil)
+		r.Host = "evil.test"
+		equal(t, "issuer", handlerTarget(s.routes()).send(r).json(t)["issuer"], any("http://localhost:8080"))
+	})
 }
 
 func TestCORS(t *testing.T) {

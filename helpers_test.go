@@ -475,7 +475,8 @@ var fastBinary = sync.OnceValues(func() (string, error) {
 // A process is the real server in a process of its own.
 type process struct {
 	target
-	base           string // its URL
+	client         http.Client // a copy of browser
+	base           string      // its URL
 	stdout, stderr lockedBuffer
 	cmd            *exec.Cmd
 	killed         atomic.Bool
@@ -500,7 +501,7 @@ func serverCommand(t testing.TB, args ...string) *exec.Cmd {
 // launch does not wait until the server serves. It kills it when the test is over.
 func launch(t testing.TB, cmd *exec.Cmd) *process {
 	t.Helper()
-	p := &process{cmd: cmd, done: make(chan struct{})}
+	p := &process{client: *browser, cmd: cmd, done: make(chan struct{})}
 	p.target = func(r *http.Request) (*http.Response, error) {
 		base, err := url.Parse(p.base)
 		if err != nil {
@@ -510,7 +511,7 @@ func launch(t testing.TB, cmd *exec.Cmd) *process {
 		if r.Host == "example.com" { // which httptest sets
 			r.Host = ""
 		}
-		return browser.Do(r)
+		return p.client.Do(r)
 	}
 	if cmd.Stdout == nil {
 		cmd.Stdout = &p.stdout

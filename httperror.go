@@ -19,6 +19,9 @@ type httpError struct {
 
 func (e *httpError) Error() string { return e.description }
 
+// A handler responds to a request, or returns the error to respond with.
+type handler func(http.ResponseWriter, *http.Request) error
+
 func refuse(status int, code, format string, args ...any) error {
 	return &httpError{status: status, code: code, description: fmt.Sprintf(format, args...)}
 }

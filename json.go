@@ -13,16 +13,22 @@ import (
 	"unicode/utf8"
 )
 
-// A document is JSON that is made once and served often.
+// A document is a response body, rendered once.
 type document struct {
-	body []byte
-	etag string // a strong entity tag (RFC 9110 section 8.8.3)
+	mediaType []string // the value of Content-Type
+	body      []byte
+	etag      string // a strong entity tag (RFC 9110 section 8.8.3)
 }
 
-func newDocument(v any) *document {
-	body := append(encode(v), '\n')
+// jsonType is allocated once, because the JWK Set is a hot path.
+var jsonType = []string{"application/json"}
+
+// newDocument returns v, which must be marshalable, as a JSON document.
+func newDocument(v any) *document { return newText(jsonType, append(encode(v), '\n')) }
+
+func newText(mediaType []string, body []byte) *document {
 	digest := sha256.Sum256(body)
-	return &document{body: body, etag: `"` + base64.RawURLEncoding.EncodeToString(digest[:16]) + `"`}
+	return &document{mediaType: mediaType, body: body, etag: `"` + base64.RawURLEncoding.EncodeToString(digest[:16]) + `"`}
 }
 
 // encode returns v, which is of a type that JSON has, as JSON. It leaves < and > as they

@@ -191,8 +191,6 @@ func baseURL(listened string, addr *net.TCPAddr, secure bool) string {
 	return schemes[secure] + "://" + net.JoinHostPort(host, strconv.Itoa(addr.Port))
 }
 
-var schemes = map[bool]string{false: "http", true: "https"}
-
 // checkHealth asks the server that listens on -addr for its JWK Set. It trusts any
 // certificate, because it asks itself, and uses no proxy.
 func (c config) checkHealth() error {

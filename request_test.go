@@ -297,13 +297,13 @@ func FuzzQuery(f *testing.F) {
 	} {
 		f.Add(query)
 	}
-	issuer := newTester("http://issuer.test", minBits)
+	issuer := newTester(minBits)
 	f.Fuzz(func(t *testing.T, query string) {
 		values, err := url.ParseQuery(query)
 		if err != nil {
 			return // TestQuery shows that it is an error
 		}
-		o, err := issuer.parseOptions(values, time.Minute)
+		o, err := issuer.parseOptions(t.Context(), values, time.Minute)
 		given := len(values["expired"]) + len(values["expires_in"]) + len(values["fault"])
 		switch {
 		case err != nil:

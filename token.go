@@ -20,6 +20,7 @@ type tokenProfile struct {
 
 // A draft is a token that is not signed yet.
 type draft struct {
+	issuer  string // the server's, whatever iss says
 	header  map[string]any
 	claims  map[string]any
 	method  jwt.SigningMethod
@@ -56,6 +57,7 @@ func (p tokenProfile) draft(t turn, lifetime time.Duration, requested map[string
 		expires = int64(math.Floor(max(exp, 0)))
 	}
 	return &draft{
+		issuer: p.issuer,
 		header: map[string]any{"typ": "JWT", "kid": t.key.kid}, claims: claims,
 		method: jwt.SigningMethodRS256, signer: t.key.private,
 		key: t.key, now: t.now, expires: expires,

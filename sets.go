@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const maxMadeKeys = 8 // keys made on demand that are in memory at once
+
+// A setTester changes the JWK Set for tests: it publishes keys that are made on demand, and
+// gives the set a fault. All of it is in memory. It counts the reads of what verifiers fetch.
+type setTester struct {
+	*tester
+	store *keystore
+	reads struct{ jwks, jku, x5u atomic.Int64 }
+
+	mu        sync.Mutex                   // held for changes of the fields below
+	made      []key                        // unexpired keys made on demand, published or not, the newest last
+	published atomic.Pointer[publishedSet] // nil while the store's JWK Set is served as it is
+}
+
+// A publishedSet is what the JWK Set has besides the keys of the store.
+type publishedSet struct {
+	fault setFault // the zero value if there is none
+	keys  []key    // made on demand
+}
+
+func newSetTester(store *keystore) *setTester {
+	return &setTester{tester: newTester(store.bits), store: store}
+}
+
+// parseOptions parses key, and what the tester of tokens parses. They exclude each other. It
+// makes the key of key=new.
+func (t *setTester) parseOptions(ctx context.Context, query url.Values, longest time.Duration) (tokenOptions, error) {
+	name, err := oneOf(query, "expired", "expires_in", "fault", "key")
+	if err != nil {
+		return tokenOptions{}, err
+	}
+	if name != "key" {
+		return t.tester.parseOptions(ctx, query, longest)
+	}
+	var k key
+	if kid := query.Get("key"); kid == "new" {
+		k, err = t.makeKey(ctx)
+	} else {
+		k, err = t.madeKey(kid)
+	}
+	sign := func(d *draft) (string, error) {
+		if d.expires > k.expires.Unix() {
+			return "", badRequest("the key expires before the token would: ask for a new one with key=new")
+		}
+		d.header["kid"], d.key, d.signer = k.kid, k, k.private
+		return d.sign()
+	}
+	return tokenOptions{lifetime: longest, sign: sign}, err
+}
+
+// makeKey makes a key and publishes it, unless ctx is canceled meanwhile. The error is that
+// of ctx, also if no turn comes within maxWait.
+func (t *setTester) makeKey(ctx context.Context) (key, error) {
+	waiting, cancel := context.WithTimeout(ctx, maxWait)
+	defer cancel()
+	private, err := t.store.generate(waiting)
+	if err != nil {
+		return key{}, err
+	}
+	now := clock()
+	k := newKey(private, now.Add(t.store.keyTTL))
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return key{}, err
+	}
+	t.made = append(unexpired(t.made, now), k)
+	t.made = slices.Clone(t.made[max(0, len(t.made)-maxMadeKeys):])
+	set := publishedSet{keys: []key{k}}
+	if p := t.published.Load(); p != nil {
+		set.fault = p.fault
+		set.keys = slices.DeleteFunc(slices.Clone(t.made), func(m key) bool { return m != k && !slices.Contains(p.keys, m) })
+	}
+	t.published.Store(&set)
+	return k, nil
+}
+
+// madeKey returns a key made on demand that has not expired, whether or not it is still published.
+func (t *setTester) madeKey(kid string) (key, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, k := range unexpired(t.made, clock()) {
+		if k.kid == kid {
+			return k, nil
+		}
+	}
+	return key{}, badRequest("key has to be new, or the kid of one of the last %d keys made by key=new, as long as it has not expired", maxMadeKeys)
+}
+
+// setFault is the handler of POST /faults/sets: the JWK Set has the fault of the query from
+// now on. Without one it is good again, and has no keys made on demand.
+func (t *setTester) setFault(w http.ResponseWriter, r *http.Request) error {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return badRequest("the query cannot be read: %v", err)
+	}
+	name, err := oneOf(query, "fault")
+	if err != nil {
+		return err
+	}
+	if name == "" {
+		t.mu.Lock()
+		t.published.Store(nil)
+		t.mu.Unlock()
+		writeJSON(w, http.StatusOK, map[string]string{})
+		return nil
+	}
+	fault, err := findSetFault(query.Get("fault"))
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	set := publishedSet{fault: fault}
+	if p := t.published.Load(); p != nil {
+		set.keys = p.keys
+	}
+	t.published.Store(&set)
+	t.mu.Unlock()
+	writeJSON(w, http.StatusOK, map[string]string{"fault": fault.Name})
+	return nil
+}
+
+// countReads is the handler of GET /faults/reads.
+func (t *setTester) countReads(w http.ResponseWriter, r *http.Request) error {
+	writeJSON(w, http.StatusOK, map[string]int64{"jwks": t.reads.jwks.Load(), "jku": t.reads.jku.Load(), "x5u": t.reads.x5u.Load()})
+	return nil
+}
+
+// counted returns h, which counts its GET requests in reads.
+func counted(reads *atomic.Int64, h handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		if r.Method == http.MethodGet {
+			reads.Add(1)
+		}
+		return h(w, r)
+	}
+}
+
+// jwks returns a handler of the JWK Set: good, the handler of the store's, or one that
+// responds with what is published instead. write responds with a document.
+func (t *setTester) jwks(good handler, write func(http.ResponseWriter, *http.Request, *document)) handler {
+	return counted(&t.reads.jwks, func(w http.ResponseWriter, r *http.Request) error {
+		p := t.published.Load()
+		if p == nil {
+			return good(w, r)
+		}
+		if _, err := t.store.jwks(r.Context()); err != nil { // which makes a key if there is none
+			return err
+		}
+		now := clock()
+		keys := append(t.store.published(now), unexpired(p.keys, now)...)
+		slices.SortFunc(keys, func(a, b key) int { return strings.Compare(a.name(), b.name()) })
+		if p.fault.respond != nil {
+			return p.fault.respond(w, r, jwkSet(keys))
+		}
+		write(w, r, p.fault.document(keys))
+		return nil
+	})
+}
