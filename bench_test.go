@@ -388,8 +388,8 @@ func dial(addr string) (*connection, error) {
 func (c *connection) do(request string, status int) error {
 	_, err := io.WriteString(c, request)
 	first, readErr := c.r.ReadString('\n')
-	if err = cmp.Or(err, readErr); err != nil || !strings.HasPrefix(first, fmt.Sprintf("HTTP/1.1 %d ", status)) {
-		return fmt.Errorf("answer %q, %v; want %d", first, err, status)
+	if err = cmp.Or(err, readErr); err != nil {
+		return err
 	}
 	length, chunked := 0, false
 	for line := []byte(first); len(line) > 2; {
@@ -405,8 +405,13 @@ func (c *connection) do(request string, status int) error {
 		length = len("\r\n") // after the last chunk
 		_, err = io.Copy(io.Discard, httputil.NewChunkedReader(c.r))
 	}
-	_, discardErr := c.r.Discard(length)
-	return cmp.Or(err, discardErr)
+	if _, discardErr := c.r.Discard(length); cmp.Or(err, discardErr) != nil {
+		return cmp.Or(err, discardErr)
+	}
+	if !strings.HasPrefix(first, fmt.Sprintf("HTTP/1.1 %d ", status)) {
+		return fmt.Errorf("answer %q; want %d", first, status)
+	}
+	return nil
 }
 
 // load is how many answers a second the server gives to clients that ask again as soon as they
@@ -461,4 +466,62 @@ func (s samples) over(yardstick samples) string {
 		ratios = append(ratios, s[i]/yardstick[i])
 	}
 	return fmt.Sprintf("%.2f", ratios.median())
+}
+
+// BenchmarkSlowReaders measures tokens beside clients that do not read their responses.
+func BenchmarkSlowReaders(b *testing.B) {
+	p := startProcess(b, withKey(b, tlsFlags(b)...)...)
+	ask := func() (answered samples) {
+		for range 200 {
+			start := time.Now()
+			if w := p.do("POST", "/auth", ""); w.status == 200 {
+				answered = append(answered, float64(time.Since(start))/1e6)
+			}
+		}
+		return answered
+	}
+	alone := ask()
+	var blocked sync.WaitGroup
+	for range 8 {
+		blocked.Go(func() { pipelineWithoutReading(b, p) })
+	}
+	openStreamsWithoutWindow(b, p)
+	blocked.Wait()
+	beside := ask()
+	fmt.Println()
+	line("tokens of 200 requests beside 9 slow readers", float64(len(beside)), "")
+	latency("tokens without slow readers", alone, nil)
+	latency("  beside them", beside, alone)
+}
+
+// BenchmarkOverload measures floods of more connections than the queue has places.
+func BenchmarkOverload(b *testing.B) {
+	for _, clients := range []int{64, 2500, 8000} {
+		p := startProcess(b, withKey(b)...)
+		var reads samples
+		var tokens, refused atomic.Int64
+		var reader sync.WaitGroup
+		reader.Go(func() { reads = p.read(b, jwks, 4*readEvery, 4*round) })
+		work := make([]func(), 0, clients)
+		for range clients {
+			c, err := dial(p.addr())
+			ok(b, err)
+			defer c.Close()
+			work = append(work, func() {
+				if c.do(auth("", ""), 200) == nil {
+					tokens.Add(1)
+				} else {
+					refused.Add(1)
+				}
+			})
+		}
+		rate(work, 4*round)
+		reader.Wait()
+		seconds := (4 * round).Seconds()
+		fmt.Printf("\na flood of /auth on %d connections\n", clients)
+		line("tokens", float64(tokens.Load())/seconds, "/s")
+		line("refusals", float64(refused.Load())/seconds, "/s")
+		latency("reads of the JWK Set", reads, nil)
+		line("peak memory", p.memory(b, "VmHWM:"), "MiB")
+	}
 }

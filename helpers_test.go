@@ -622,7 +622,7 @@ var browser = func() *http.Client {
 }()
 
 // tlsFlags are flags for HTTPS.
-func tlsFlags(t *testing.T) []string {
+func tlsFlags(t testing.TB) []string {
 	t.Helper()
 	certificate := testTLS().TLS.Certificates[0]
 	der, err := x509.MarshalPKCS8PrivateKey(certificate.PrivateKey)
