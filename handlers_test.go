@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -371,80 +370,6 @@ func TestMetadata(t *testing.T) {
 	}
 }
 
-func TestToken(t *testing.T) {
-	for _, test := range []struct {
-		name, query      string
-		args             []string
-		wantIat, wantExp int64 // from now
-	}{
-		{name: "it lives for ten minutes", wantExp: 600},
-		{name: "it lives for -token-ttl", args: []string{"-token-ttl", "90s"}, wantExp: 90},
-		{name: "it lives for whole seconds", args: []string{"-token-ttl", "1999ms"}, wantExp: 1},
-		{name: "it has -audience", args: []string{"-audience", "api"}, wantExp: 600},
-		{name: "it lives for expires_in seconds", query: "?expires_in=60", wantExp: 60},
-		{name: "it may live for no time", query: "?expires_in=0"},
-		{name: "an expired one was issued its life before", query: "?expired=true", wantIat: -4200, wantExp: -3600},
-		{name: "an expired one had -token-ttl", query: "?expired", args: []string{"-token-ttl", "90s"}, wantIat: -3690, wantExp: -3600},
-		{name: "it may have been expired for long", query: "?expires_in=-86400", wantIat: -87000, wantExp: -86400},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				s := newServerWithKey(t, test.args...)
-				time.Sleep(time.Second - 1) // because iat must not be ahead of the clock
-				number := func(seconds int64) json.Number {
-					return json.Number(strconv.FormatInt(time.Now().Unix()+seconds, 10))
-				}
-				w := s.do("POST", "/auth"+test.query, "")
-				response := w.json(t)
-				header, claims := parts(t, response["token"].(string))
-				if want := (map[string]any{"alg": "RS256", "typ": "JWT", "kid": thumbprint(&readyMade()[0].PublicKey)}); !maps.Equal(header, want) {
-					t.Errorf("header = %v; want %v", header, want)
-				}
-				want := map[string]any{"iss": "http://issuer.test", "sub": "user123", "iat": number(test.wantIat), "exp": number(test.wantExp), "jti": claims["jti"]}
-				if s.profile.audience != "" {
-					want["aud"] = "api"
-				}
-				if jti, _ := claims["jti"].(string); jti == "" || !maps.Equal(claims, want) {
-					t.Errorf("claims = %v; want %v and a jti", claims, want)
-				}
-				want = map[string]any{"token": response["token"], "access_token": response["token"], "token_type": "Bearer"}
-				if test.wantExp > 0 { // clients refuse any other
-					want["expires_in"] = json.Number(strconv.FormatInt(test.wantExp, 10))
-				}
-				if !maps.Equal(response, want) {
-					t.Errorf("response = %v; want %v", response, want)
-				}
-				checkHeader(t, test.name, w.header, http.Header{"Content-Type": {"application/json"},
-					"Cache-Control": {"no-store"}, "Pragma": {"no-cache"}, "X-Content-Type-Options": {"nosniff"}})
-			})
-		})
-	}
-	t.Run("its jti has 128 random bits", func(t *testing.T) { // as many as the characters at each place suggest
-		s := newServerWithKey(t)
-		seen := map[string]bool{}
-		for range 200 {
-			_, claims := parts(t, s.token(t, "", ""))
-			seen[claims["jti"].(string)] = true
-		}
-		places := map[int]map[rune]bool{}
-		for jti := range seen {
-			for i, c := range jti {
-				if places[i] == nil {
-					places[i] = map[rune]bool{}
-				}
-				places[i][c] = true
-			}
-		}
-		bits := 0.0
-		for _, place := range places {
-			bits += math.Log2(float64(len(place)))
-		}
-		if len(seen) != 200 || bits < 128 {
-			t.Errorf("200 tokens have %d jtis with about %.0f random bits; want 200, and 128 bits or more", len(seen), bits)
-		}
-	})
-}
-
 // send is do for a request that do would not make.
 func (to target) send(r *http.Request) response {
 	w, _ := to(r)
@@ -457,37 +382,6 @@ func (to target) post(query, body string) response {
 	r := httptest.NewRequest("POST", "/auth", strings.NewReader(body))
 	r.URL.RawQuery = query
 	return to.send(r)
-}
-
-func TestExp(t *testing.T) {
-	for _, test := range []struct {
-		name, query, exp string // from now
-		want             string // expires_in; "400" if it is refused
-	}{
-		{"it may be the server's own", "", "600", "600"},
-		{"it may be earlier", "", "60", "60"},
-		{"it may have a part of a second", "", "60.75", "60"},
-		{"it may be past", "", "-60", ""},
-		{"it is not a second later", "", "601", "400"},
-		{"it is not a part of a second later", "", "600.25", "400"},
-		{"it is not later than expires_in", "?expires_in=60", "61", "400"},
-		{"it may be that of an expired token", "?expired", "-3600", ""},
-		{"it is not later than that of an expired token", "?expired", "-3599", "400"},
-		{"it is not later than that of a token by another key", "?expired=key", "-3599", "400"},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				offset, _ := strconv.ParseFloat(test.exp, 64)
-				exp := strconv.FormatFloat(float64(time.Now().Unix())+offset, 'f', -1, 64)
-				w := newServerWithKey(t).do("POST", "/auth"+test.query, `{"exp":`+exp+`}`)
-				if test.want == "400" {
-					w.checkError(t, exp, 400, "invalid_request")
-				} else if got, _ := w.json(t)["expires_in"].(json.Number); string(got) != test.want || granted(t, w)["exp"] != json.Number(exp) {
-					t.Errorf("exp %s = %v, expires_in %s; want %s", exp, granted(t, w)["exp"], got, test.want)
-				}
-			})
-		})
-	}
 }
 
 func TestWebPages(t *testing.T) {
