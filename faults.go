@@ -43,13 +43,13 @@ var faults = []fault{
 	{Name: "unsigned", Refuse: "must", Why: "the signature is empty, and alg still says RS256", See: "RFC 7515 section 5.2",
 		apply: func(d *badToken) { d.tamper = func(parts []string) { parts[2] = "" } }},
 	{Name: "none", Refuse: "must", Why: "alg is none, and the signature is empty", See: "RFC 8725 section 3.1",
-		apply: func(d *badToken) { d.method, d.signer = jwt.SigningMethodNone, jwt.UnsafeAllowNoneSignatureType }},
+		apply: func(d *badToken) { d.signWith(jwt.SigningMethodNone, jwt.UnsafeAllowNoneSignatureType) }},
 	{Name: "wrong-key", Refuse: "must", Why: "kid names a key of the JWK Set, and another key signed", See: "RFC 7515 section 5.2",
 		key: true, apply: func(d *badToken) { d.signer = d.untrusted.private }},
 	{Name: "unknown-key", Refuse: "must", Why: "the key that signed, and that kid names, is not in the JWK Set", See: "RFC 7515 section 4.1.4",
 		key: true, apply: func(d *badToken) { d.signer, d.header["kid"] = d.untrusted.private, d.untrusted.kid }},
 	{Name: "hs256", Refuse: "must", Why: "alg is HS256, and the secret is the public key in PEM", See: "RFC 8725 section 2.1",
-		apply: func(d *badToken) { d.method, d.signer = jwt.SigningMethodHS256, publicPEM(d.key) }},
+		apply: func(d *badToken) { d.signWith(jwt.SigningMethodHS256, publicPEM(d.key)) }},
 	{Name: "jwk", Refuse: "must", Why: "another key signed, and the header brings it as jwk", See: "RFC 8725 section 3.10",
 		key: true, apply: func(d *badToken) { d.signer, d.header["jwk"] = d.untrusted.private, d.untrusted.jwk() }},
 	{Name: "jku", Refuse: "must", Why: "another key signed, and the header says by jku where to fetch it", See: "RFC 8725 section 3.10",
@@ -69,7 +69,7 @@ var faults = []fault{
 	{Name: "audience", Refuse: "must", Why: "aud is another audience", See: "RFC 7519 section 4.1.3",
 		apply: func(d *badToken) { d.claims["aud"] = "https://another-audience.invalid" }},
 	{Name: "alg", Refuse: "should", Why: "alg is RS512, and the JWK says RS256", See: "RFC 8725 section 3.1",
-		apply: func(d *badToken) { d.method = jwt.SigningMethodRS512 }},
+		apply: func(d *badToken) { d.signWith(jwt.SigningMethodRS512, d.signer) }},
 	{Name: "type", Refuse: "should", Why: "typ is that of another kind of JWT, a security event", See: "RFC 8725 section 3.11",
 		apply: func(d *badToken) { d.header["typ"] = "secevent+jwt" }},
 	{Name: "no-expiry", Refuse: "should", Why: "exp is missing, so the token is good for as long as its key is published", See: "RFC 9068 section 2.2", without: "exp"},
@@ -83,6 +83,9 @@ var faults = []fault{
 	{Name: "future-iat", Refuse: "may", Why: "iat is in an hour", See: "RFC 7519 section 4.1.6",
 		apply: func(d *badToken) { d.claims["iat"] = d.now.Add(time.Hour).Unix() }},
 }
+
+// expiryHint names the faults for what exp of a request cannot be.
+const expiryHint = "; the faults no-expiry and expiry-text have no exp and a text"
 
 // undefined is the extension of the example in RFC 7515 appendix E.
 const undefined = "http://example.invalid/UNDEFINED"
@@ -175,6 +178,10 @@ type badToken struct {
 	tamper    func(parts []string) // changes the three parts of the signed token; may be nil
 }
 
+func (d *badToken) signWith(method jwt.SigningMethod, signer any) {
+	d.method, d.signer, d.header["alg"] = method, signer, method.Alg()
+}
+
 // sign returns the token of a draft, with the fault.
 func (f fault) sign(d *draft, untrusted untrustedKey) (string, error) {
 	if _, ok := d.claims[f.without]; f.without != "" && !ok {
@@ -208,7 +215,7 @@ func (d *badToken) changeSubject(parts []string) {
 		json.Unmarshal(encode(d.claims["sub"]), &sub)
 	}
 	d.claims["sub"] = fmt.Sprintf("not-%v", sub)
-	parts[1] = encodePart(d.claims)
+	parts[1] = encodePart(encode(d.claims))
 }
 
 // publicPEM returns the public half of a key as people have it in a file (SPKI).

@@ -2,12 +2,14 @@ package main
 
 import (
 	"cmp"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"net/url"
 	"path"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -18,8 +20,9 @@ type config struct {
 	rotation
 	addr, keys                    string
 	bits                          int
-	issuer, audience              string
-	clients, tlsCert, tlsKey      string // files
+	issuer, audience, typ         string
+	claims                        map[string]json.RawMessage // of every token
+	clients, tlsCert, tlsKey      string                     // files
 	logJSON, verbose, healthcheck bool
 }
 
@@ -40,6 +43,9 @@ func (c *config) define(flags *flag.FlagSet) {
 		"how long a key is published before it signs: longer than any verifier caches the JWK Set")
 	flags.StringVar(&c.issuer, "issuer", "", "`URL` in iss, the URL at which others reach this server (default: the listen address)")
 	flags.StringVar(&c.audience, "audience", "", "`name` in aud, for verifiers that require one (default: no aud)")
+	flags.StringVar(&c.typ, "typ", "JWT", "`typ` of tokens: at+jwt makes access tokens of RFC 9068, with the claim client_id")
+	flags.Func("claims", "JSON `object` of claims of every token, such as {\"roles\":[\"admin\"]}; a request's own replace them, and null leaves one out",
+		func(value string) (err error) { c.claims, err = parseClaims(value); return err })
 	flags.Func("clients", "JSON `file` of the clients that may get tokens (default: anyone may)", fileFlag(&c.clients))
 	flags.Func("tls-cert", "PEM `file` of the certificate and its chain, to serve HTTPS", fileFlag(&c.tlsCert))
 	flags.Func("tls-key", "PEM `file` of the private key of the certificate", fileFlag(&c.tlsKey))
@@ -121,6 +127,24 @@ func fileFlag(name *string) func(string) error {
 	}
 }
 
+// typFormat matches a media type without its application/ (RFC 6838 section 4.2).
+var typFormat = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}$`)
+
+// parseClaims parses the value of -claims.
+func parseClaims(value string) (map[string]json.RawMessage, error) {
+	claims, err := parseObject([]byte(value))
+	if err == nil {
+		err = checkMembers(json.NewDecoder(strings.NewReader(value)))
+	}
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("it has to be one JSON object: %w", err)
+	case claims["exp"] != nil:
+		return nil, errors.New("exp cannot be the same in all tokens: set their lifetime with -token-ttl")
+	}
+	return claims, nil
+}
+
 // validate returns an error if the flags are invalid or would break verifiers.
 func (c config) validate() error {
 	switch {
@@ -128,6 +152,10 @@ func (c config) validate() error {
 		return errors.New("-addr is empty, which would listen on all addresses: use host:port, or :port for all addresses")
 	case (c.tlsCert == "") != (c.tlsKey == ""):
 		return errors.New("-tls-cert and -tls-key need each other: give both or neither")
+	case c.claims != nil && c.clients != "":
+		return errors.New("-claims has no effect with -clients: register the claims of each client in the clients file")
+	case !typFormat.MatchString(c.typ):
+		return fmt.Errorf("-typ %q is not a typ: use JWT, or a media type without application/, such as at+jwt", c.typ)
 	}
 	if err := c.validateLifetimes(); err != nil {
 		return err

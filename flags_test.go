@@ -47,6 +47,20 @@ func TestInvalidFlagsExitWithStatus2AndLeaveNothingBehind(t *testing.T) {
 		{args: []string{"-tls-cert", "a.pem", "-tls-key="}, want: `invalid value "" for flag -tls-key: a file name is required`},
 		{args: []string{"-tls-cert", "a.pem"}, want: "-tls-cert and -tls-key need each other: give both or neither"},
 		{args: []string{"-tls-key", "a.pem"}, want: "-tls-cert and -tls-key need each other: give both or neither"},
+		{
+			args: []string{"-claims", "{}", "-clients", "a"},
+			want: "-claims has no effect with -clients: register the claims of each client in the clients file",
+		},
+		{args: []string{"-claims", ""}, want: `invalid value "" for flag -claims: it has to be one JSON object: unexpected end of JSON input at byte 0`},
+		{args: []string{"-claims", "[]"}, want: `invalid value "[]" for flag -claims: it has to be one JSON object: it is not an object`},
+		{
+			args: []string{"-claims", `{"a":{"b":1,"b":2}}`},
+			want: `invalid value "{\"a\":{\"b\":1,\"b\":2}}" for flag -claims: it has to be one JSON object: duplicate member b`,
+		},
+		{
+			args: []string{"-claims", `{"exp":1}`},
+			want: `invalid value "{\"exp\":1}" for flag -claims: exp cannot be the same in all tokens: set their lifetime with -token-ttl`,
+		},
 		{args: []string{"-nonsense"}, want: "flag provided but not defined: -nonsense"},
 		{args: []string{"-key-ttl", "soon"}, want: `invalid value "soon" for flag -key-ttl: parse error`},
 		{args: []string{"-key-bits", "many"}, want: `invalid value "many" for flag -key-bits: parse error`},
@@ -67,6 +81,10 @@ func TestInvalidFlagsExitWithStatus2AndLeaveNothingBehind(t *testing.T) {
 	} {
 		const want = "-issuer %q has a path that clients would change: leave out empty segments, . and .."
 		rows = append(rows, row{args: []string{"-issuer", issuer}, want: fmt.Sprintf(want, issuer)})
+	}
+	for _, typ := range []string{"", "application/at+jwt", "a b", "é", "+jwt"} {
+		const want = "-typ %q is not a typ: use JWT, or a media type without application/, such as at+jwt"
+		rows = append(rows, row{args: []string{"-typ", typ}, want: fmt.Sprintf(want, typ)})
 	}
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel() // a server that starts nevertheless stops at once
@@ -97,6 +115,7 @@ func TestFlagsAtTheirLimitsAreValid(t *testing.T) {
 		{"-key-bits", "4096", "-token-ttl", "1s", "-key-ttl", "6500ms", "-publish-ahead", "1s"},
 		{"-tls-cert", "a.pem", "-tls-key", "b.pem"},
 		{"-key-ttl", "10s", "-token-ttl", "2s", "-publish-ahead", "20s"},
+		{"-typ", "at+jwt", "-claims", `{"a":[null,{}],"":null}`},
 	} {
 		_, err := parseFlags(args, io.Discard)
 		wantError(t, strings.Join(args, " "), err, "")

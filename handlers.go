@@ -37,8 +37,9 @@ func newServer(c config, base string, store *keystore, clients registry, log *sl
 		log:          log,
 		cacheControl: []string{"public, max-age=" + strconv.Itoa(int(store.maxAge()/time.Second))},
 	}
-	s.profile = tokenProfile{audience: c.audience, lifetime: c.tokenTTL.Truncate(time.Second)}
+	s.profile = tokenProfile{audience: c.audience, typ: c.typ, claims: c.claims, lifetime: c.tokenTTL.Truncate(time.Second)}
 	if clients == nil {
+		s.profile.expiryHint = expiryHint
 		s.tester = newSetTester(store)
 	} else {
 		s.issuer = cmp.Or(c.issuer, base)
@@ -222,7 +223,7 @@ func (s *server) issue(r *http.Request, options tokenOptions, body []byte) (issu
 	}
 	profile := s.profile
 	profile.issuer = s.issuerOf(r)
-	d, err := profile.draft(turn, options.lifetime, claims)
+	d, err := profile.draft(turn, options.lifetime, request.clientID(), claims)
 	if err != nil {
 		return issuedToken{}, err
 	}

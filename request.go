@@ -239,11 +239,12 @@ func (r tokenRequest) authorize(clients registry, audience string) (claims map[s
 		claims, err = clients[client].narrow(r.claims, audience)
 		return claims, client, err
 	}
-	if _, ok := r.claims["sub"]; !ok && len(r.credentials) > 0 && r.credentials[0].id != "" {
-		if !utf8.ValidString(r.credentials[0].id) {
-			return nil, "", badRequest("the client id has to be UTF-8")
-		}
-		r.claims["sub"] = encode(r.credentials[0].id) // RFC 9068 section 2.2
+	id := r.clientID()
+	if !utf8.ValidString(id) {
+		return nil, "", badRequest("the client id has to be UTF-8")
+	}
+	if _, ok := r.claims["sub"]; !ok && id != "" {
+		r.claims["sub"] = encode(id) // RFC 9068 section 2.2
 	}
 	return r.claims, "", nil
 }

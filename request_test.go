@@ -255,7 +255,7 @@ func FuzzTokenRequest(f *testing.F) {
 		f.Add(formType, []byte(body))
 		f.Add("application/json", []byte(body))
 	}
-	profile := tokenProfile{issuer: "http://issuer.test", audience: "api", lifetime: time.Minute}
+	profile := tokenProfile{issuer: "http://issuer.test", audience: "api", typ: "at+jwt", lifetime: time.Minute}
 	f.Fuzz(func(t *testing.T, label string, body []byte) {
 		request, err := parseTokenRequest(http.Header{"Content-Type": {label}}, body)
 		if err != nil {
@@ -270,7 +270,7 @@ func FuzzTokenRequest(f *testing.F) {
 			}
 		}
 		now := time.Unix(1_000_000_000, 0)
-		d, err := profile.draft(turn{now: now, key: keyAt("a", now.Add(time.Hour))}, time.Minute, request.claims)
+		d, err := profile.draft(turn{now: now, key: keyAt("a", now.Add(time.Hour))}, time.Minute, request.clientID(), request.claims)
 		if err != nil {
 			return
 		}

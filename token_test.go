@@ -5,6 +5,7 @@ import (
 	"math"
 	"net/http"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
@@ -112,4 +113,74 @@ func TestExp(t *testing.T) {
 			equal(t, "exp", granted(t, w)["exp"], any(json.Number(exp)))
 		})
 	}
+	t.Run("its error names the faults that make other tokens", func(t *testing.T) {
+		s := newServerWithKey(t)
+		for _, body := range []string{`{"exp":null}`, `{"exp":"1"}`, `{"exp":1e300}`} {
+			w := s.do("POST", "/auth", body)
+			w.checkError(t, body, 400, "invalid_request")
+			for _, name := range []string{"no-expiry", "expiry-text"} {
+				must(findFault(name))
+				if !strings.Contains(w.body, name) {
+					t.Errorf("%s = %s; want %s in it", body, w.body, name)
+				}
+			}
+		}
+	})
+}
+
+func TestClaimsOfEveryToken(t *testing.T) {
+	s := newServerWithKey(t, "-audience", "api",
+		"-claims", `{"roles":["admin"],"sub":"alice","aud":["x"],"iss":"https://a.test","iat":null,"big":12345678901234567890,"n":null}`)
+	type claims = map[string]any
+	every := claims{"roles": []any{"admin"}, "sub": "alice", "aud": []any{"x"}, "iss": "https://a.test", "big": json.Number("12345678901234567890")}
+	for _, test := range []struct {
+		name, body string
+		want       claims // that differ; nil if they are absent
+	}{
+		{name: "they replace the server's own, and null leaves one out"},
+		{name: "those of a request replace them", body: `{"roles":[],"sub":7,"iat":5,"n":1}`,
+			want: claims{"roles": []any{}, "sub": json.Number("7"), "iat": json.Number("5"), "n": json.Number("1")}},
+		{name: "a request leaves them out by null", body: `{"roles":null,"aud":null,"x":null}`, want: claims{"roles": nil, "aud": nil}},
+		{name: "a form replaces them", body: "sub=bob&aud=y", want: claims{"sub": "bob", "aud": "y"}},
+		{name: "the client of a request is sub", body: "grant_type=client_credentials&client_id=app", want: claims{"sub": "app"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, got := parts(t, s.token(t, "", test.body))
+			delete(got, "exp")
+			delete(got, "jti")
+			equal(t, "claims", got, overlay(every, test.want))
+		})
+	}
+	t.Run("they are in bad tokens, too", func(t *testing.T) {
+		_, got := parts(t, s.token(t, "?fault=wrong-key", ""))
+		equal(t, "roles", got["roles"], every["roles"])
+	})
+}
+
+func TestTyp(t *testing.T) {
+	for _, test := range []struct {
+		name, typ, body, authorization string
+		want                           any // client_id; nil if there is none
+	}{
+		{name: "it is -typ", typ: "logout+jwt", body: "client_id=app"},
+		{name: "JWT has no client_id", typ: "JWT", body: "client_id=app"},
+		{name: "at+jwt has the client of a form as client_id", typ: "at+jwt", body: "client_id=app&sub=alice", want: "app"},
+		{name: "at+jwt has the client of Basic as client_id", typ: "at+jwt", authorization: basic("app", "x"), want: "app"},
+		{name: "at+jwt may be in capitals", typ: "AT+JWT", body: "client_id=app", want: "app"},
+		{name: "without a client it is sub", typ: "at+jwt", want: "user123"},
+		{name: "without a client it is the requested sub", typ: "at+jwt", body: `{"sub":{"a":1}}`, want: map[string]any{"a": json.Number("1")}},
+		{name: "without a client and sub there is none", typ: "at+jwt", body: `{"sub":null}`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := newServerWithKey(t, "-typ", test.typ)
+			header, claims := parts(t, s.do("POST", "/auth", test.body, "Authorization", test.authorization).token(t))
+			equal(t, "typ", header["typ"], any(test.typ))
+			equal(t, "client_id", claims["client_id"], test.want)
+		})
+	}
+	t.Run("a client id that is not UTF-8 is refused even if sub is requested", func(t *testing.T) {
+		s := newServerWithKey(t, "-typ", "at+jwt")
+		w := s.do("POST", "/auth", "sub=alice", "Authorization", basic("J\xfcrgen", "x"))
+		w.checkError(t, "Latin-1", 400, "invalid_request")
+	})
 }
