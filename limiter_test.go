@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestLimiter(t *testing.T) {
+	bubble(t, "no more have a turn than there are turns", func(t *testing.T) {
+		l := must(newLimiter(3))
+		var now, most atomic.Int64
+		var wg sync.WaitGroup
+		for range 60 {
+			wg.Go(func() {
+				defer must(l.acquire(t.Context()))()
+				most.Store(max(most.Load(), now.Add(1)))
+				time.Sleep(time.Millisecond)
+				now.Add(-1)
+			})
+		}
+		begin := time.Now()
+		wg.Wait()
+		equal(t, "most at once", most.Load(), 3)
+		equal(t, "time for all", time.Since(begin), 20*time.Millisecond)
+	})
+	bubble(t, "first come, first served", func(t *testing.T) {
+		l := must(newLimiter(1))
+		release := takeAll(t, l)
+		var served, want []int
+		var wg sync.WaitGroup
+		for i := range 20 {
+			want = append(want, i)
+			wg.Go(func() {
+				defer must(l.acquire(t.Context()))()
+				served = append(served, i)
+			})
+			synctest.Wait()
+		}
+		release()
+		wg.Wait()
+		equal(t, "served", served, want)
+	})
+	bubble(t, "who waits waits until its context ends, and costs no turn", func(t *testing.T) {
+		l := must(newLimiter(1))
+		release := takeAll(t, l)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		begin := time.Now()
+		_, err := l.acquire(ctx)
+		equal(t, "acquire, at a deadline", err, context.DeadlineExceeded)
+		equal(t, "it waited", time.Since(begin), time.Minute)
+		ctx, cancel = context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		_, err = l.acquire(ctx)
+		equal(t, "acquire, canceled", err, context.Canceled)
+		release()
+		takeAll(t, l)()
+	})
+	bubble(t, "a request beyond a full queue waits as long as the others, in vain", func(t *testing.T) {
+		l := must(newLimiter(2))
+		release := takeAll(t, l)
+		var granted atomic.Int64
+		var wg sync.WaitGroup
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		enter := func() {
+			if release, err := l.acquire(ctx); err == nil {
+				granted.Add(1)
+				release()
+			}
+		}
+		for range 2 * maxWaiting {
+			wg.Go(enter)
+		}
+		synctest.Wait()
+		for range 10 {
+			wg.Go(enter)
+		}
+		time.Sleep(time.Second)
+		equal(t, "turns while all are taken", granted.Load(), int64(0))
+		release()
+		synctest.Wait()
+		equal(t, "turns of those in the queue", granted.Load(), int64(2*maxWaiting))
+		began := time.Now()
+		wg.Wait()
+		equal(t, "the others waited on for", time.Since(began), time.Second)
+		equal(t, "turns", granted.Load(), int64(2*maxWaiting))
+		must(l.acquire(t.Context()))() // there is room again
+	})
+	t.Run("a free turn is given when time is up, but not to who went away", func(t *testing.T) {
+		l := must(newLimiter(1))
+		late, cancel := context.WithTimeout(t.Context(), -1)
+		defer cancel()
+		gone, leave := context.WithCancel(t.Context())
+		leave()
+		for range 100 {
+			must(l.acquire(late))()
+			if _, err := l.acquire(gone); err != context.Canceled {
+				t.Fatalf("acquire, gone = %v; want %v", err, context.Canceled)
+			}
+		}
+	})
+	bubble(t, "a throttle tells once a minute how often", func(t *testing.T) {
+		var th throttle
+		var told []int
+		for range 181 {
+			if n := th.add(); n > 0 {
+				told = append(told, n)
+			}
+			time.Sleep(time.Second)
+		}
+		equal(t, "numbers told", told, []int{1, 60, 60, 60})
+	})
+}

@@ -1,0 +1,447 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// standard is the policy of the flags by default.
+var standard = rotation{keyTTL: time.Hour, tokenTTL: 10 * time.Minute, publishAhead: 2 * time.Hour}
+
+// keyAt returns a key without its private half, which pure functions do not need.
+func keyAt(kid string, expires time.Time) key {
+	return key{kid: kid, expires: expires.Add(time.Second - 1).Truncate(time.Second)}
+}
+
+// expiring returns keys a, b, c and so on that expire so long after epoch.
+func expiring(ttls ...time.Duration) (keys []key) {
+	for i, ttl := range ttls {
+		keys = append(keys, keyAt(string(rune('a'+i)), epoch.Add(ttl)))
+	}
+	return keys
+}
+
+func TestRotation(t *testing.T) {
+	t.Run("a key stops signing in time, and is made in time", func(t *testing.T) {
+		for _, test := range []struct {
+			name                            string
+			policy                          rotation
+			wantOverlap, wantAge, wantAhead time.Duration
+		}{
+			{name: "by default", policy: standard, wantOverlap: 15 * time.Minute, wantAge: 5 * time.Minute, wantAhead: 125 * time.Minute},
+			{name: "shortest", policy: rotation{tokenTTL: time.Second, publishAhead: time.Second}, wantOverlap: 1500 * time.Millisecond, wantAge: time.Second, wantAhead: 4 * time.Second},
+			{name: "a cache keeps little", policy: rotation{publishAhead: 48 * time.Second}, wantAge: 2 * time.Second, wantAhead: 51 * time.Second},
+			{name: "a cache keeps more than three ticks", policy: rotation{publishAhead: 96 * time.Second}, wantAge: 4 * time.Second, wantAhead: 100 * time.Second},
+			{name: "a cache keeps five minutes at most", policy: rotation{publishAhead: 24 * time.Hour}, wantAge: 5 * time.Minute, wantAhead: 24*time.Hour + 5*time.Minute},
+		} {
+			equal(t, test.name+": overlap", test.policy.overlap(), test.wantOverlap)
+			equal(t, test.name+": maxAge", test.policy.maxAge(), test.wantAge)
+			equal(t, test.name+": ahead", test.policy.queueLength(), test.wantAhead)
+		}
+	})
+	const life, horizon = 45 * time.Minute, 3*time.Hour + 5*time.Minute // of signing; of signsUntil
+	t.Run("the first key that outlives its tokens signs", func(t *testing.T) {
+		keys := expiring(time.Hour, time.Hour+life)
+		for _, test := range []struct {
+			name string
+			keys []key
+			at   time.Duration
+			want string
+		}{
+			{name: "no key"},
+			{name: "first", keys: keys, want: "a"},
+			{name: "a nanosecond before it stops", keys: keys, at: life - 1, want: "a"},
+			{name: "when it stops", keys: keys, at: life, want: "a"},
+			{name: "a nanosecond after", keys: keys, at: life + 1, want: "b"},
+			{name: "when the last one stops", keys: keys, at: 2 * life, want: "b"},
+			{name: "none is left", keys: keys, at: 2*life + 1},
+			{name: "at the horizon", keys: expiring(horizon + 15*time.Minute), want: "a"},
+			{name: "beyond the horizon", keys: expiring(horizon + 15*time.Minute), at: -1},
+			{name: "a far key has no turn before the queue's", keys: expiring(time.Hour, 9*time.Hour), at: life, want: "a"},
+			{name: "a far key has no turn after it either", keys: expiring(time.Hour, 9*time.Hour), at: life + 1},
+		} {
+			k, ok := standard.signer(test.keys, epoch.Add(test.at))
+			equal(t, test.name+": signer", k.kid, test.want)
+			equal(t, test.name+": there is a signer", ok, test.want != "")
+		}
+	})
+	t.Run("a key is made when the queue falls short, and takes over at its end", func(t *testing.T) {
+		full := 140 * time.Minute // the expiry of a key with which the queue reaches ahead
+		for _, test := range []struct {
+			name    string
+			keys    []key
+			at      time.Duration
+			ahead   time.Duration
+			want    time.Duration // the expiry of the next key
+			wantDue bool
+		}{
+			{name: "no key", ahead: standard.queueLength(), want: time.Hour, wantDue: true},
+			{name: "no key, and one is needed now", want: time.Hour, wantDue: true},
+			{name: "full", keys: expiring(full), ahead: standard.queueLength(), want: full + life},
+			{name: "full in spite of its order", keys: expiring(time.Hour, full), ahead: standard.queueLength(), want: full + life},
+			{name: "a nanosecond short", keys: expiring(full), at: 1, ahead: standard.queueLength(), want: full + life, wantDue: true},
+			{name: "ends now", keys: expiring(full), at: full - 15*time.Minute, want: full + life},
+			{name: "has ended", keys: expiring(full), at: full - 15*time.Minute + 1, want: full - 15*time.Minute + 1 + time.Hour, wantDue: true},
+			{name: "the horizon counts", keys: expiring(horizon + 15*time.Minute), ahead: standard.queueLength(), want: horizon + time.Hour},
+			{name: "what is beyond it does not", keys: expiring(time.Hour, horizon+16*time.Minute), ahead: standard.queueLength(), want: time.Hour + life, wantDue: true},
+		} {
+			now := epoch.Add(test.at)
+			equal(t, test.name+": next key expires after", standard.nextExpiry(test.keys, now).Sub(epoch), test.want)
+			equal(t, test.name+": it is due", standard.due(test.keys, now, test.ahead), test.wantDue)
+		}
+		equal(t, "end of a far key alone", standard.end(expiring(9*time.Hour), epoch), time.Time{})
+	})
+	t.Run("a key is published until it expires", func(t *testing.T) {
+		keys := expiring(time.Hour, 9*time.Hour)
+		for at, want := range map[time.Duration]int{time.Hour - 1: 2, time.Hour: 1, 9*time.Hour - 1: 1, 9 * time.Hour: 0} {
+			equal(t, fmt.Sprintf("keys published after %s", at), len(unexpired(keys, epoch.Add(at))), want)
+		}
+	})
+	testYear(t)
+}
+
+// A signing is the state of a server when a key signs.
+type signing struct {
+	at, made time.Time
+	key      key
+	oldest   time.Time // the age of the oldest set that a cache for publishAhead may hold
+}
+
+// rotate returns a year of a server under a policy: each takeover, and times between. It
+// sees that a key is due a tick late. Now and then it is down for a while, if down is set.
+func rotate(r rotation, down time.Duration) (signings []signing, keysMade int) {
+	random := rand.New(rand.NewPCG(1, 2))
+	var keys []key
+	made := map[string]time.Time{}
+	type period struct{ from, to time.Time }
+	up := []period{{from: epoch}}
+	for now, last := epoch, epoch.AddDate(1, 0, 0); now.Before(last) && len(made) < 20_000; {
+		keys = unexpired(keys, now)
+		for r.due(keys, now, r.queueLength()) {
+			k := keyAt(fmt.Sprint(len(made)), r.nextExpiry(keys, now))
+			keys, made[k.kid] = append(keys, k), now
+		}
+		k, _ := r.signer(keys, now)
+		up[len(up)-1].to = now
+		oldest := now.Add(-r.publishAhead)
+		for up[0].to.Before(oldest) {
+			up = up[1:]
+		}
+		if oldest.Before(up[0].from) {
+			oldest = up[0].from
+		}
+		signings = append(signings, signing{at: now, key: k, made: made[k.kid], oldest: oldest})
+		if down > 0 && random.IntN(30) == 0 {
+			now = now.Add(rand.N(down))
+			up = append(up, period{from: now})
+			continue
+		}
+		next := now.Add(1 + time.Duration(random.Int64N(int64(r.keyTTL))))
+		for _, t := range []time.Time{r.signsUntil(k).Add(1), r.end(keys, now).Add(tick - r.queueLength())} {
+			if t.Before(next) {
+				next = t
+			}
+		}
+		now = next
+	}
+	return signings, len(made)
+}
+
+// testYear is the part of TestRotation that watches policies at work.
+func testYear(t *testing.T) {
+	for name, r := range map[string]rotation{
+		"default": standard, "quick": {keyTTL: 4 * time.Second, tokenTTL: 2 * time.Second, publishAhead: time.Second},
+		"uneven":       {keyTTL: 7*time.Hour + 1, tokenTTL: 11*time.Minute + time.Millisecond, publishAhead: 13 * time.Hour},
+		"short tokens": {keyTTL: time.Hour, tokenTTL: time.Second, publishAhead: time.Minute},
+		"long tokens":  {keyTTL: 48 * time.Hour, tokenTTL: 24 * time.Hour, publishAhead: 10 * time.Second},
+	} {
+		known := func(t *testing.T, signings []signing) {
+			for _, s := range signings {
+				if s.made.After(s.oldest) {
+					t.Fatalf("at %s key %s signs, made at %s; want one that is in a set of %s", s.at, s.key.kid, s.made, s.oldest)
+				}
+			}
+		}
+		signings, made := rotate(r, 0)
+		t.Run("a token never outlives its key/"+name, func(t *testing.T) {
+			for _, s := range signings {
+				if s.key.expires.Before(s.at.Add(r.tokenTTL + r.tokenTTL/2)) {
+					t.Fatalf("at %s key %s signs, which expires at %s; want it to outlive a token and clock skew", s.at, s.key.kid, s.key.expires)
+				}
+			}
+		})
+		t.Run("a key is published for publish-ahead before it signs/"+name, func(t *testing.T) { known(t, signings) })
+		t.Run("after downtime a key signs that caches know/"+name, func(t *testing.T) {
+			signings, _ := rotate(r, 2*r.queueLength())
+			known(t, signings)
+		})
+		t.Run("one key is made for each time of signing/"+name, func(t *testing.T) {
+			span := signings[len(signings)-1].at.Sub(epoch) + r.queueLength()
+			if want := int(span / (r.keyTTL - r.overlap())); made < want*99/100 || made > want+1 {
+				t.Errorf("%d keys in %s; want %d", made, span, want)
+			}
+		})
+	}
+}
+
+// A model is what a server holds, and the files of its directory.
+type model struct {
+	rotation
+	keys  []key
+	files map[string]key
+	made  int
+}
+
+// look does what a tick does.
+func (m *model) look(now time.Time) {
+	obsolete, _ := listing{stored: slices.Sorted(maps.Keys(m.files))}.obsolete(now)
+	for _, name := range obsolete {
+		delete(m.files, name)
+	}
+	c := compare(m.keys, slices.Sorted(maps.Keys(m.files)), nil, now)
+	for _, k := range c.missing {
+		m.files[k.name()] = k
+	}
+	m.keys = c.kept
+	for _, name := range c.unknown {
+		m.keys = append(m.keys, m.files[name])
+	}
+	slices.SortFunc(m.keys, func(a, b key) int { return strings.Compare(a.name(), b.name()) })
+	for m.due(m.keys, now, m.queueLength()) {
+		m.made++
+		k := keyAt(fmt.Sprint("k", m.made), m.nextExpiry(m.keys, now))
+		m.files[k.name()] = k
+		m.keys = append(m.keys, k)
+		slices.SortFunc(m.keys, func(a, b key) int { return strings.Compare(a.name(), b.name()) })
+	}
+}
+
+// An ordeal is a time under a wrong clock or other flags.
+type ordeal struct {
+	name     string
+	lasts    time.Duration
+	clock    time.Duration // by how much it is wrong
+	restart  bool          // before it and after it
+	policy   rotation      // in place of the standard one, if set
+	wantLost bool          // tokens are refused once the clock is right
+}
+
+const year = 365 * 24 * time.Hour
+
+var ordeals = []ordeal{
+	{name: "peace", lasts: 5 * time.Hour},
+	{name: "restart", lasts: time.Minute, restart: true},
+	{name: "an hour ahead", lasts: 5 * time.Minute, clock: time.Hour},
+	{name: "an hour ahead for long", lasts: 5 * time.Hour, clock: time.Hour},
+	{name: "an hour ahead at a start", lasts: 5 * time.Minute, clock: time.Hour, restart: true},
+	{name: "a day ahead", lasts: 5 * time.Minute, clock: 24 * time.Hour},
+	{name: "a day ahead for long", lasts: 30 * time.Hour, clock: 24 * time.Hour},
+	{name: "a day ahead at a start", lasts: 5 * time.Minute, clock: 24 * time.Hour, restart: true},
+	{name: "40 years ahead for longer than a token lives", lasts: 10 * time.Minute, clock: 40 * year},
+	{name: "an hour behind", lasts: 5 * time.Minute, clock: -time.Hour},
+	{name: "an hour behind for long", lasts: 5 * time.Hour, clock: -time.Hour},
+	{name: "a day behind", lasts: 5 * time.Minute, clock: -24 * time.Hour},
+	{name: "40 years behind", lasts: 5 * time.Minute, clock: -40 * year},
+	{name: "40 years behind for long, at a start", lasts: 30 * time.Hour, clock: -40 * year, restart: true},
+	{name: "a year of -key-ttl", lasts: 5 * time.Minute, restart: true, policy: rotation{keyTTL: year, tokenTTL: 10 * time.Minute, publishAhead: 2 * time.Hour}},
+	{name: "a year of -key-ttl for long", lasts: 12 * time.Hour, restart: true, policy: rotation{keyTTL: year, tokenTTL: 10 * time.Minute, publishAhead: 2 * time.Hour}},
+	{name: "10 s of -key-ttl", lasts: 5 * time.Minute, restart: true, policy: rotation{keyTTL: 10 * time.Second, tokenTTL: 2 * time.Second, publishAhead: 20 * time.Second}},
+	{name: "13 h of -publish-ahead", lasts: 5 * time.Hour, restart: true, policy: rotation{keyTTL: time.Hour, tokenTTL: 10 * time.Minute, publishAhead: 13 * time.Hour}},
+	{name: "a year of -key-ttl a day ahead", lasts: 5 * time.Minute, restart: true, clock: 24 * time.Hour, policy: rotation{keyTTL: year, tokenTTL: 10 * time.Minute, publishAhead: 2 * time.Hour}},
+	// What cannot be saved: more than a day ahead, a server deletes the files of live keys.
+	{name: "25 hours ahead", lasts: 5 * time.Minute, clock: 25 * time.Hour, wantLost: true},
+	{name: "25 hours ahead at a start", lasts: 5 * time.Minute, clock: 25 * time.Hour, restart: true, wantLost: true},
+	{name: "40 years ahead", lasts: 5 * time.Minute, clock: 40 * year, wantLost: true},
+}
+
+// endure lets a server live through ordeals, each after some hours of peace. It takes a
+// token a minute while the clock is right, and returns during which ordeals, or after
+// them, the JWK Set had no key for a live token.
+func endure(t *testing.T, ordeals []ordeal) (lost map[string]bool) {
+	t.Helper()
+	lost = map[string]bool{}
+	m := &model{rotation: standard, files: map[string]key{}}
+	alive := map[time.Time]string{} // the kids of tokens by their expiry
+	now := epoch
+	live := func(o ordeal) {
+		for end := now.Add(o.lasts); now.Before(end); now = now.Add(time.Minute) {
+			m.look(now.Add(o.clock))
+			if o.clock != 0 {
+				continue
+			}
+			k, ok := m.signer(m.keys, now)
+			if !ok {
+				t.Fatalf("%s: no key signs at %s", o.name, now)
+			}
+			alive[now.Add(m.tokenTTL)] = k.kid
+			set := unexpired(m.keys, now)
+			maps.DeleteFunc(alive, func(expires time.Time, kid string) bool {
+				if !now.Before(expires) {
+					return true
+				}
+				if !slices.ContainsFunc(set, func(k key) bool { return k.kid == kid }) {
+					lost[o.name] = true
+				}
+				return false
+			})
+		}
+	}
+	restart := func(policy rotation) { m.rotation, m.keys = policy, nil }
+	for _, o := range ordeals {
+		live(ordeal{name: "before " + o.name, lasts: 4 * time.Hour})
+		if o.policy == (rotation{}) {
+			o.policy = standard
+		}
+		if o.restart {
+			restart(o.policy)
+		}
+		live(o)
+		if o.restart {
+			restart(standard)
+		}
+		live(ordeal{name: o.name, lasts: 20 * time.Minute})
+	}
+	live(ordeal{name: "the end", lasts: 4 * time.Hour})
+	return lost
+}
+
+func TestHorizon(t *testing.T) {
+	t.Run("a wrong clock or other flags cost no token", func(t *testing.T) {
+		for _, o := range ordeals {
+			if lost := endure(t, []ordeal{o}); lost[o.name] != o.wantLost || len(lost) > 1 {
+				t.Errorf("%s: tokens are lost: %v; want %t", o.name, lost, o.wantLost)
+			}
+		}
+	})
+	t.Run("a month of them costs no token", func(t *testing.T) {
+		harmless := slices.DeleteFunc(slices.Clone(ordeals), func(o ordeal) bool { return o.wantLost })
+		for seed := range uint64(2) {
+			random := rand.New(rand.NewPCG(seed, 0))
+			var month []ordeal
+			for total := time.Duration(0); total < 30*24*time.Hour; {
+				o := harmless[random.IntN(len(harmless))]
+				month, total = append(month, o), total+o.lasts+4*time.Hour
+			}
+			if lost := endure(t, month); len(lost) > 0 {
+				t.Errorf("seed %d: tokens are lost by %v; want none", seed, slices.Collect(maps.Keys(lost)))
+			}
+		}
+	})
+	t.Run("a far key takes its place when the horizon reaches it", func(t *testing.T) {
+		far := keyAt("far", epoch.Add(24*time.Hour+17*time.Minute))
+		m := &model{rotation: standard, files: map[string]key{far.name(): far}}
+		var signs time.Duration
+		for now := epoch; now.Before(far.expires); now = now.Add(time.Minute) {
+			m.look(now)
+			k, ok := m.signer(m.keys, now)
+			if !ok || !slices.Contains(unexpired(m.keys, now), far) {
+				t.Fatalf("at %s a key signs: %t; want one, and the far key published", now, ok)
+			}
+			if k.kid == "far" {
+				signs += time.Minute
+			}
+		}
+		if signs < 15*time.Minute || signs > time.Hour {
+			t.Errorf("the far key signs for %s; want its part of a queue", signs)
+		}
+	})
+	bubble(t, "far keys are published, and the log names each once", func(t *testing.T) {
+		dir := keyDir(t.TempDir())
+		farthest, far := putKey(t, dir, 0, 40*year), putKey(t, dir, 1, 6*time.Hour)
+		s := newTestServer(t, "-keys", string(dir))
+		s.store.bits = 1024
+		keepRunning(t, s)
+		signers := map[string]bool{}
+		for range 6 * 12 {
+			time.Sleep(5*time.Minute - 1)
+			if set := s.set(t); set[farthest.kid] == nil || set[far.kid] == nil {
+				t.Fatalf("set of %s = %q; want both far keys in it", clock(), set.kids())
+			}
+			signers[kidOf(t, s.token(t, "", ""))] = true
+		}
+		if signers[farthest.kid] || !signers[far.kid] || len(signers) < 7 {
+			t.Errorf("keys that signed = %v; want %s and those made before it, never %s", signers, far.kid, farthest.kid)
+		}
+		for _, k := range []key{farthest, far} {
+			wantInLog(t, s.log, 1, "was made with other flags or a wrong clock. If its tokens are not in use, revoke it: rename its file to end in .revoked\" kid="+k.kid)
+			wantInLog(t, s.log, 1, " file="+dir.path(k.name()+".pem"))
+		}
+	})
+}
+
+var update = flag.Bool("update", false, "write interop/key-life.svg anew")
+
+// lives returns when each key is made, takes over, stops signing and expires, for the
+// keys made within a time from the start.
+func lives(r rotation, within time.Duration) (lives [][4]time.Duration) {
+	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	var keys []key
+	for now := start; now.Sub(start) < within; now = now.Add(tick) {
+		for r.due(keys, now, r.queueLength()) {
+			takeover := max(r.end(keys, now).Sub(start), now.Sub(start))
+			k := key{expires: r.nextExpiry(keys, now)}
+			keys = append(keys, k)
+			lives = append(lives, [4]time.Duration{now.Sub(start), takeover, r.signsUntil(k).Sub(start), k.expires.Sub(start)})
+		}
+	}
+	return lives
+}
+
+// draw returns the lives of keys as an SVG that reads well on white and on dark.
+func draw(lives [][4]time.Duration, span time.Duration) string {
+	const left, top, row, hour = 56, 34, 28, 132
+	x := func(d time.Duration) float64 { return left + hour*min(d, span).Hours() }
+	var b strings.Builder
+	height := top + row*len(lives) + 36
+	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %.0f %d" role="img" aria-label="Keys are queued end to end: each is published two hours before it signs, signs for 45 minutes, and stays published for 15 more.">
+<style>
+text { font: 13px system-ui, sans-serif; fill: #1f2328 } line { stroke: #8b949e; stroke-dasharray: 2 4 }
+.ahead { fill: #9ec5fe } .signs { fill: #0a58ca } .after { fill: #adb5bd }
+@media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .ahead { fill: #1f4b8f } .signs { fill: #6ea8fe } .after { fill: #6c757d } }
+</style>
+`, x(span)+20, height)
+	for d := time.Duration(0); d <= span; d += 30 * time.Minute {
+		fmt.Fprintf(&b, "<text x=\"%.1f\" y=\"18\" text-anchor=\"middle\">%d:%02d</text><line x1=\"%.1f\" y1=\"26\" x2=\"%.1f\" y2=\"%d\"/>\n",
+			x(d), int(d.Hours()), int(d.Minutes())%60, x(d), x(d), top+row*len(lives))
+	}
+	bar := func(class string, y int, from, to time.Duration) {
+		if x(to) > x(from) {
+			fmt.Fprintf(&b, "<rect class=\"%s\" x=\"%.1f\" y=\"%d\" width=\"%.1f\" height=\"16\"/>\n", class, x(from), y, x(to)-x(from))
+		}
+	}
+	for i, l := range lives {
+		y := top + row*i
+		fmt.Fprintf(&b, "<text x=\"4\" y=\"%d\">key %d</text>\n", y+13, i+1)
+		bar("ahead", y, l[0], l[1])
+		bar("signs", y, l[1], l[2])
+		bar("after", y, l[2], l[3])
+	}
+	for i, legend := range []struct{ class, text string }{
+		{"ahead", "published, does not sign yet"}, {"signs", "signs"}, {"after", "published for its last tokens"},
+	} {
+		fmt.Fprintf(&b, "<rect class=\"%s\" x=\"%d\" y=\"%d\" width=\"16\" height=\"16\"/><text x=\"%d\" y=\"%d\">%s</text>\n",
+			legend.class, left+[]int{0, 225, 315}[i], height-24, left+24+[]int{0, 225, 315}[i], height-11, legend.text)
+	}
+	return b.String() + "</svg>\n"
+}
+
+func TestTheDiagramShowsTheDefaults(t *testing.T) {
+	c := flags(t)
+	const file = "interop/key-life.svg"
+	want := draw(lives(c.rotation, 2*time.Hour), 4*time.Hour)
+	if *update {
+		if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := os.ReadFile(file); err != nil || string(got) != want {
+		t.Errorf("%s (%v) does not show the lives that the rotation gives keys; write it with go test -run Diagram -update .", file, err)
+	}
+}
