@@ -19,7 +19,7 @@ import (
 	"time"
 )
 
-// factored returns a key with two prime factors. It cannot sign if they are not primes.
+// factored returns the key with two prime factors.
 func factored(p, q *big.Int) *rsa.PrivateKey {
 	one, e := big.NewInt(1), big.NewInt(65537)
 	phi := new(big.Int).Mul(new(big.Int).Sub(p, one), new(big.Int).Sub(q, one))
@@ -36,33 +36,41 @@ func TestKeyDirectory(t *testing.T) {
 	t.Run("create makes the directory and never its parent", func(t *testing.T) {
 		for _, test := range []struct {
 			name     string
-			prepare  func(path string) error
+			mode     fs.FileMode // of a directory that is there
+			prepare  func(path, parent string) error
 			wantMode fs.FileMode
 			want     string
 		}{
-			{name: "new", prepare: func(string) error { return nil }, wantMode: 0o700},
-			{name: "mode is kept", prepare: func(p string) error { return errors.Join(os.Mkdir(p, 0o700), os.Chmod(p, 0o770)) }, wantMode: 0o770},
-			{name: "link", prepare: func(p string) error { return errors.Join(os.Mkdir(p+"2", 0o700), os.Symlink(p+"2", p)) }, wantMode: 0o700},
-			{name: "file in its place", prepare: func(p string) error { return os.WriteFile(p, nil, 0o600) }, want: "is not a directory; choose another with -keys"},
-			{name: "dangling link", prepare: func(p string) error { return os.Symlink("nowhere", p) }, want: "cannot use the keys directory"},
-			{name: "everybody may write", prepare: func(p string) error { return errors.Join(os.Mkdir(p, 0o700), os.Chmod(p, 0o703)) }, want: "chmod o-w it, or choose another with -keys, such as a directory below it"},
-			{name: "below one that everybody may write to", prepare: func(p string) error { return os.Chmod(filepath.Dir(p), 0o777) }, wantMode: 0o700},
-			{name: "no parent", prepare: func(p string) error { return os.Remove(filepath.Dir(p)) }, want: "mount or make its parent"},
+			{name: "new", wantMode: 0o700},
+			{name: "mode is kept", mode: 0o770, wantMode: 0o770},
+			{name: "everybody may write", mode: 0o703, want: "chmod o-w it, or choose another with -keys, such as a directory below it"},
+			{name: "below one that everybody may write to", prepare: func(_, parent string) error { return os.Chmod(parent, 0o777) }, wantMode: 0o700},
+			{name: "link", prepare: func(p, parent string) error { return os.Symlink(parent, p) }, wantMode: 0o700},
+			{name: "dangling link", prepare: func(p, _ string) error { return os.Symlink("nowhere", p) }, want: "cannot use the keys directory"},
+			{name: "file", prepare: func(p, _ string) error { return os.WriteFile(p, nil, 0o600) }, want: "is not a directory; choose another with -keys"},
+			{name: "no parent", prepare: func(_, parent string) error { return os.Remove(parent) }, want: "mount or make its parent"},
 		} {
-			path := filepath.Join(t.TempDir(), "parent", "keys")
-			ok(t, os.Mkdir(filepath.Dir(path), 0o700), test.prepare(path))
+			parent := filepath.Join(t.TempDir(), "parent")
+			path := filepath.Join(parent, "keys")
+			ok(t, os.Mkdir(parent, 0o700))
+			if test.mode != 0 {
+				ok(t, os.Mkdir(path, 0o700), os.Chmod(path, test.mode))
+			}
+			if test.prepare != nil {
+				ok(t, test.prepare(path, parent))
+			}
 			wantError(t, test.name+": create", keyDir(path).create(), test.want)
 			if test.want == "" {
 				equal(t, test.name+": mode", must(os.Stat(path)).Mode(), fs.ModeDir|test.wantMode)
 			}
-			equal(t, test.name+": parent exists", exists(filepath.Dir(path)), test.name != "no parent")
+			equal(t, test.name+": parent exists", exists(parent), test.name != "no parent")
 		}
 	})
 	t.Run("list returns the names of keys and of revoked keys, and ignores other files", func(t *testing.T) {
 		dir := keyDir(t.TempDir())
 		for _, file := range []string{
 			"b.pem", "a.pem", "a.revoked", "c.pem.revoked", "20200101T000000Z.d.pem", ".jwks-server-1.tmp",
-			"e", "f.txt", "g.pem.bak", "README", ".gitignore", ".pem", ".revoked", ".pem.revoked", "._h.pem", ".#i.pem", ".other.tmp", "jwks-server-2.tmp",
+			"e", "f.txt", "g.pem.bak", ".gitignore", ".pem", ".revoked", ".pem.revoked", "._h.pem", ".#i.pem", ".other.tmp", "jwks-server-2.tmp",
 		} {
 			writeFile(t, dir, file, "")
 		}
@@ -85,7 +93,8 @@ func TestKeyDirectory(t *testing.T) {
 			{file: day + ".c.revoked"},
 			{file: month + ".d.revoked", wantGone: true},
 			{file: month + ".e.pem.revoked", wantGone: true},
-			{file: month + ".pem"}, {file: "f.pem"}, {file: "g.revoked"}, {file: month + ".h"}, {file: "." + month + ".i.pem"}, {file: "." + month + ".j.revoked"},
+			{file: month + ".pem"}, {file: "f.pem"}, {file: "g.revoked"}, {file: month + ".h"},
+			{file: "." + month + ".i.pem"}, {file: "." + month + ".j.revoked"},
 			{file: ".jwks-server-1.tmp", age: time.Hour + time.Second, wantGone: true},
 			{file: ".jwks-server-2.tmp", age: time.Hour},
 			{file: ".other-3.tmp", age: 48 * time.Hour},
@@ -100,7 +109,8 @@ func TestKeyDirectory(t *testing.T) {
 		}
 	})
 	t.Run("a file is obsolete only with the other files of its kid", func(t *testing.T) {
-		const recent, day, lastMonth, month, misnamed = "20260101T120001Z.a", "20260101T120000Z.a", "20251203T120001Z.a", "20251203T120000Z.a", "2026.a"
+		const recent, day, misnamed = "20260101T120001Z.a", "20260101T120000Z.a", "2026.a"
+		const lastMonth, month = "20251203T120001Z.a", "20251203T120000Z.a"
 		for _, test := range []struct {
 			name                    string
 			stored, revoked         []string
@@ -123,14 +133,15 @@ func TestKeyDirectory(t *testing.T) {
 			equal(t, test.name+": .revoked files", revoked, test.wantRevoked)
 		}
 	})
-	t.Run("a directory that is gone is an error that says what to do", func(t *testing.T) {
+	t.Run("a missing directory is an error that says what to do", func(t *testing.T) {
 		dir := keyDir(filepath.Join(t.TempDir(), "gone"))
 		_, err := dir.list()
-		wantError(t, "list", err, "cannot read the keys directory: open "+string(dir)+": no such file or directory; make it readable, or mount it again")
+		wantError(t, "list", err, "cannot read the keys directory: open "+string(dir)+": ")
+		wantError(t, "list", err, "; make it readable, or mount it again")
 		wantError(t, "write", dir.write(newKey(readyMade()[0], epoch)), string(dir)+" has to be mounted and writable, with room in it")
 		wantError(t, "sync", dir.sync(), "cannot sync the keys directory")
 	})
-	t.Run("a file system without sync for directories is taken as it is", func(t *testing.T) {
+	t.Run("a file system that cannot sync directories is no error", func(t *testing.T) {
 		dirs := []keyDir{keyDir(t.TempDir())}
 		if runtime.GOOS == "linux" {
 			dirs = append(dirs, "/proc/self") // answers EINVAL
@@ -144,7 +155,8 @@ func TestKeyDirectory(t *testing.T) {
 		var dir keyDir
 		files, err := dir.list()
 		ok(t, dir.create(), err, dir.write(newKey(readyMade()[0], epoch)), dir.sync())
-		equal(t, "listed, and made in the working directory", len(files.stored)+len(files.revoked)+len(must(os.ReadDir("."))), 0)
+		equal(t, "list", files, listing{})
+		equal(t, "files in the working directory", len(must(os.ReadDir("."))), 0)
 	})
 }
 
@@ -163,20 +175,20 @@ func TestKeyFile(t *testing.T) {
 		equal(t, "load, kid and expires", got.name(), k.name())
 		equal(t, "load, the same key", got.private.Equal(some), true)
 	})
-	t.Run("a key file is never written in place, so that a crash leaves no half of it", func(t *testing.T) {
+	t.Run("a key file is never written in place, so that a crash leaves a whole one or none", func(t *testing.T) {
 		dir := keyDir(t.TempDir())
 		path := writeFile(t, dir, k.name()+".pem", "half")
 		ok(t, os.Link(path, dir.path("same")), dir.write(k))
 		equal(t, "the file that was there", string(must(os.ReadFile(dir.path("same")))), "half")
 		equal(t, "the file that is there", string(must(os.ReadFile(path))), pkcs8(some))
 	})
-	t.Run("a write that fails leaves nothing", func(t *testing.T) {
+	t.Run("a failed write leaves nothing", func(t *testing.T) {
 		dir := keyDir(t.TempDir())
 		ok(t, os.Mkdir(dir.path(k.name()+".pem"), 0o700))
 		wantError(t, "write", dir.write(k), "cannot store a key")
 		equal(t, "files", len(must(os.ReadDir(string(dir)))), 1)
 	})
-	t.Run("a faulty file is an error that says what is wrong", func(t *testing.T) {
+	t.Run("an unusable file is an error that says what is wrong", func(t *testing.T) {
 		whole := pkcs8(some)
 		mersenne := func(n uint) *big.Int { return new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), n), big.NewInt(1)) }
 		large := factored(mersenne(2203), mersenne(2281)) // which are primes
@@ -187,7 +199,7 @@ func TestKeyFile(t *testing.T) {
 			name     string
 			file     string // k.name() if empty
 			content  string
-			prepare  func(path string) error // in place of content
+			prepare  func(path string) error // instead of content
 			want     string
 			wantGone bool
 		}{
@@ -206,12 +218,12 @@ func TestKeyFile(t *testing.T) {
 			{name: "elliptic", content: pkcs8(must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))), want: "does not hold an RSA key"},
 			{name: "weak", file: name(weak), content: pkcs8(weak), want: "does not hold an RSA key of 2048 to 4096 bits"},
 			{name: "large", file: name(large), content: pkcs8(large), want: "does not hold an RSA key of 2048 to 4096 bits"},
-			{name: "another key", content: pkcs8(other), want: "is misnamed: it has to be YYYYMMDDThhmmssZ." + thumbprint(&other.PublicKey) + ".pem"},
+			{name: "another key", content: pkcs8(other),
+				want: "is misnamed: it has to be YYYYMMDDThhmmssZ." + thumbprint(&other.PublicKey) + ".pem"},
 			{name: "no expiry", file: "key", content: whole, want: "is misnamed"},
 			{name: "no kid", file: "20260102T120000Z", content: whole, want: "is misnamed"},
 			{name: "not a time", file: "20260132T120000Z." + k.kid, content: whole, want: "is misnamed"},
 			{name: "more in the name", file: k.name() + ".2", content: whole, want: "is misnamed"},
-			{name: "another kid", file: "20260102T120000Z.abc", content: whole, want: "is misnamed"},
 			{name: "directory", prepare: func(p string) error { return os.Mkdir(p, 0o700) }, want: "is not a regular file"},
 			{name: "device", prepare: func(p string) error { return os.Symlink(os.DevNull, p) }, want: "is not a regular file"},
 			{name: "link", prepare: func(p string) error {
@@ -250,57 +262,51 @@ func TestKeyFile(t *testing.T) {
 func TestCompare(t *testing.T) {
 	dead, a, b := keyAt("dead", epoch), keyAt("a", epoch.Add(time.Second)), keyAt("b", epoch.Add(time.Hour))
 	longer, again := keyAt("a", b.expires), keyAt("dead", b.expires)
+	names := func(keys ...key) []string { return namesOf(keys) }
+	revoked := map[string]bool{"a": true, "": true}
 	for _, test := range []struct {
-		name                  string
-		keys, stored, revoked []key
-		want                  comparison
+		name         string
+		keys         []key
+		stored       []string
+		revokedByKid map[string]bool
+		want         comparison
 	}{
 		{name: "nothing"},
-		{name: "all is there", keys: []key{a, b}, stored: []key{a, b}, want: comparison{kept: []key{a, b}}},
-		{name: "a file that is missing costs no key", keys: []key{a, b}, stored: []key{b}, want: comparison{kept: []key{a, b}, missing: []key{a}}},
+		{name: "nothing has changed", keys: []key{a, b}, stored: names(a, b), want: comparison{kept: []key{a, b}}},
+		{name: "a missing file costs no key", keys: []key{a, b}, stored: names(b), want: comparison{kept: []key{a, b}, missing: []key{a}}},
 		{name: "an empty directory costs no key", keys: []key{a, b}, want: comparison{kept: []key{a, b}, missing: []key{a, b}}},
-		{name: "an expired key goes", keys: []key{dead, a}, stored: []key{dead, a}, want: comparison{kept: []key{a}, expired: []key{dead}}},
-		{name: "an expired key is not stored again", keys: []key{dead, a}, stored: []key{a}, want: comparison{kept: []key{a}, expired: []key{dead}}},
-		{name: "a revoked key goes, even if its file is there", keys: []key{a, b}, stored: []key{a, b}, revoked: []key{a}, want: comparison{kept: []key{b}, revoked: []key{a}}},
-		{name: "a revoked key is not stored again", keys: []key{a, b}, revoked: []key{a, b}, want: comparison{revoked: []key{a, b}}},
-		{name: "a new file is loaded", keys: []key{a}, stored: []key{a, b}, want: comparison{kept: []key{a}, unknown: namesOf([]key{b})}},
-		{name: "a revoked file is not loaded", stored: []key{a, b}, revoked: []key{b}, want: comparison{unknown: namesOf([]key{a})}},
-		{name: "a kid is revoked, whatever expiry a file of it names", keys: []key{a, b}, stored: []key{a, b, longer}, revoked: []key{longer}, want: comparison{kept: []key{b}, revoked: []key{a}}},
-		{name: "an expired file is not loaded", stored: []key{dead, a}, want: comparison{unknown: namesOf([]key{a})}},
-		{name: "a key in hand has one expiry for ever", keys: []key{a}, stored: []key{longer}, want: comparison{kept: []key{a}, missing: []key{a}, duplicates: namesOf([]key{longer})}},
-		{name: "a new key has the first expiry that is stored", stored: []key{a, longer}, want: comparison{unknown: namesOf([]key{a}), duplicates: namesOf([]key{longer})}},
-		{name: "a key that has expired has no second life", stored: []key{dead, again}, want: comparison{duplicates: namesOf([]key{again})}},
+		{name: "an expired key is dropped and not stored again", keys: []key{dead, a}, stored: names(a),
+			want: comparison{kept: []key{a}, expired: []key{dead}}},
+		{name: "a revoked key is dropped, even if its file is there", keys: []key{a, b}, stored: names(a, b), revokedByKid: revoked,
+			want: comparison{kept: []key{b}, revoked: []key{a}}},
+		{name: "a revoked key is not stored again", keys: []key{a}, revokedByKid: revoked, want: comparison{revoked: []key{a}}},
+		{name: "no file of a revoked kid is loaded", stored: names(a, b, longer), revokedByKid: revoked,
+			want: comparison{unknown: names(b)}},
+		{name: "a new file is loaded", keys: []key{a}, stored: names(a, b), want: comparison{kept: []key{a}, unknown: names(b)}},
+		{name: "an expired file is not loaded", stored: names(dead, a), want: comparison{unknown: names(a)}},
+		{name: "a misnamed file is loaded, so that its error is logged", stored: []string{"key", "20200101T000000Z", "2026.a"},
+			revokedByKid: revoked, want: comparison{unknown: []string{"key", "20200101T000000Z", "2026.a"}}},
+		{name: "a key in memory keeps its expiry", keys: []key{a}, stored: names(longer),
+			want: comparison{kept: []key{a}, missing: []key{a}, duplicates: names(longer)}},
+		{name: "a new key has its first stored expiry", stored: names(a, longer), want: comparison{unknown: names(a), duplicates: names(longer)}},
+		{name: "an expired key has no second life", stored: names(dead, again), want: comparison{duplicates: names(again)}},
 	} {
-		t.Run(test.name, func(t *testing.T) {
-			revoked := map[string]bool{}
-			for _, k := range test.revoked {
-				revoked[k.kid] = true
-			}
-			equal(t, "compare", compare(test.keys, namesOf(test.stored), revoked, epoch), test.want)
-		})
+		equal(t, test.name+": compare", compare(test.keys, test.stored, test.revokedByKid, epoch), test.want)
 	}
-	t.Run("a misnamed file is loaded, so that it is told of", func(t *testing.T) {
-		misnamed := []string{"key", "20200101T000000Z", "2026.a"}
-		equal(t, "compare", compare(nil, misnamed, map[string]bool{"": true, "a": true}, epoch), comparison{unknown: misnamed})
-	})
 }
 
-func TestFaultyFiles(t *testing.T) {
-	some, other := newKey(readyMade()[0], epoch), newKey(readyMade()[1], epoch)
-	t.Run("one faulty file does not hide another key", func(t *testing.T) {
-		dir := keyDir(t.TempDir())
-		writeFile(t, dir, some.name()+".pem", "")
-		ok(t, dir.write(other))
-		found, bad := dir.loadAll(comparison{unknown: []string{some.name(), "20260102T120000Z.gone", other.name()}})
-		equal(t, "found", namesOf(found), []string{other.name()})
-		wantError(t, "errors", errors.Join(bad...), "key file "+dir.path(some.name())+".pem is damaged")
-		equal(t, "number of errors", len(bad), 1)
+func TestUnusableKeyFiles(t *testing.T) {
+	t.Run("an unusable file does not hide another key, and a missing one is no error", func(t *testing.T) {
+		dir, k := keyDir(t.TempDir()), newKey(readyMade()[0], epoch)
+		writeFile(t, dir, "x.pem", "")
+		ok(t, dir.write(k))
+		found, invalid := dir.loadAll(comparison{unknown: []string{"x", "20260102T120000Z.gone", k.name()}, duplicates: []string{"y"}})
+		equal(t, "found", namesOf(found), []string{k.name()})
+		equal(t, "errors", len(invalid), 2)
+		wantError(t, "duplicate", invalid[0], "key file "+dir.path("y.pem")+" holds the key of another file, and a key has one expiry")
+		wantError(t, "empty file", invalid[1], "key file "+dir.path("x.pem")+" is damaged")
 	})
-	t.Run("a second expiry of a key is told of", func(t *testing.T) {
-		_, bad := keyDir("d").loadAll(comparison{duplicates: []string{"a"}})
-		wantError(t, "invalidFilesError", invalidFilesError(bad), "key file d/a.pem holds the key of another file, and a key has one expiry; repair it or move it elsewhere")
-	})
-	t.Run("an error names the first three faulty files and counts the rest", func(t *testing.T) {
+	t.Run("an error names the first three unusable files and counts the rest", func(t *testing.T) {
 		for n, want := range []string{
 			"",
 			"a; repair it or move it elsewhere",

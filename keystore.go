@@ -284,9 +284,10 @@ func (s *keystore) restore() (failed error) {
 			continue
 		}
 		if !s.restored[k.kid] {
-			s.note(slog.LevelWarn, "key stored again, because its file was missing; to revoke a key, rename its file to end in .revoked", "kid", k.kid)
+			s.restored[k.kid] = true
+			s.note(slog.LevelWarn,
+				"key stored again, because its file was missing; to revoke a key, rename its file to end in .revoked", "kid", k.kid)
 		}
-		s.restored[k.kid] = true
 	}
 	return failed
 }

@@ -10,7 +10,7 @@ import (
 )
 
 func TestLimiter(t *testing.T) {
-	bubble(t, "no more have a turn than there are turns", func(t *testing.T) {
+	bubble(t, "there are never more holders than turns", func(t *testing.T) {
 		l := must(newLimiter(3))
 		var now, most atomic.Int64
 		var wg sync.WaitGroup
@@ -44,7 +44,7 @@ func TestLimiter(t *testing.T) {
 		wg.Wait()
 		equal(t, "served", served, want)
 	})
-	bubble(t, "who waits waits until its context ends, and costs no turn", func(t *testing.T) {
+	bubble(t, "a waiter waits until its context is done, and costs no turn", func(t *testing.T) {
 		l := must(newLimiter(1))
 		release := takeAll(t, l)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -91,28 +91,17 @@ func TestLimiter(t *testing.T) {
 		equal(t, "turns", granted.Load(), int64(2*maxWaiting))
 		must(l.acquire(t.Context()))() // there is room again
 	})
-	t.Run("a free turn is given when time is up, but not to who went away", func(t *testing.T) {
+	t.Run("a free turn is granted after a deadline, but not after a cancellation", func(t *testing.T) {
 		l := must(newLimiter(1))
 		late, cancel := context.WithTimeout(t.Context(), -1)
 		defer cancel()
-		gone, leave := context.WithCancel(t.Context())
-		leave()
+		canceled, stop := context.WithCancel(t.Context())
+		stop()
 		for range 100 {
 			must(l.acquire(late))()
-			if _, err := l.acquire(gone); err != context.Canceled {
-				t.Fatalf("acquire, gone = %v; want %v", err, context.Canceled)
+			if _, err := l.acquire(canceled); err != context.Canceled {
+				t.Fatalf("acquire, canceled = %v; want %v", err, context.Canceled)
 			}
 		}
-	})
-	bubble(t, "a throttle tells once a minute how often", func(t *testing.T) {
-		var th throttle
-		var told []int
-		for range 181 {
-			if n := th.add(); n > 0 {
-				told = append(told, n)
-			}
-			time.Sleep(time.Second)
-		}
-		equal(t, "numbers told", told, []int{1, 60, 60, 60})
 	})
 }

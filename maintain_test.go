@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-func TestLogOfTrouble(t *testing.T) {
+func TestMaintenanceLog(t *testing.T) {
 	count := func(t *testing.T, s *testServer, want int, text string) {
 		t.Helper()
 		synctest.Wait()
@@ -17,7 +17,7 @@ func TestLogOfTrouble(t *testing.T) {
 		t.Helper()
 		ok(t, os.Rename(string(from), string(to)))
 	}
-	bubble(t, "a trouble is logged once a minute with how long the keys in hand sign, and its end once", func(t *testing.T) {
+	bubble(t, "an error is logged once a minute with how long the keys in memory sign, and its end once", func(t *testing.T) {
 		s := newTestServer(t, "-publish-ahead", "1s") // one key, which signs for 45 minutes
 		dir := s.store.dir
 		keepRunning(t, s)
@@ -46,7 +46,7 @@ func TestLogOfTrouble(t *testing.T) {
 		count(t, s, 10, "level=ERROR")
 		count(t, s, 10, "recovered")
 	})
-	bubble(t, "a faulty file and a missing directory are both told, and so is that they are over", func(t *testing.T) {
+	bubble(t, "an unusable file and a missing directory are both logged, and so is their end", func(t *testing.T) {
 		s := newTestServer(t)
 		dir := s.store.dir
 		keepRunning(t, s)
@@ -64,7 +64,7 @@ func TestLogOfTrouble(t *testing.T) {
 		count(t, s, 1, "recovered: cannot use a key file")
 		count(t, s, 1, "recovered: cannot maintain the keys")
 	})
-	bubble(t, "a directory that does not answer is told of, and a stop does not wait for it", func(t *testing.T) {
+	bubble(t, "a directory that does not answer is logged, and a stop does not wait for it", func(t *testing.T) {
 		s := newTestServer(t)
 		keepRunning(t, s)
 		synctest.Wait()
@@ -74,9 +74,9 @@ func TestLogOfTrouble(t *testing.T) {
 		release()
 		time.Sleep(tick)
 		count(t, s, 1, "recovered")
-		takeAll(t, s.store.making) // and it hangs while the test ends
+		takeAll(t, s.store.making) // it hangs while the test ends
 	})
-	bubble(t, "a server that cannot write says so only while it wants to", func(t *testing.T) {
+	bubble(t, "an unwritable directory is logged only when a key has to be stored", func(t *testing.T) {
 		dir := keyDir(t.TempDir())
 		putKey(t, dir, 0, time.Hour)
 		s := newTestServer(t, "-keys", string(unwritable(t, dir)), "-publish-ahead", "1s")
@@ -85,5 +85,26 @@ func TestLogOfTrouble(t *testing.T) {
 		count(t, s, 0, "level=ERROR")
 		time.Sleep(time.Minute)
 		count(t, s, 1, `error="cannot store a key`)
+	})
+	bubble(t, "keys beyond the horizon are published, and the log names the file of each once", func(t *testing.T) {
+		dir := keyDir(t.TempDir())
+		farthest, far := putKey(t, dir, 0, 40*year), putKey(t, dir, 1, 6*time.Hour)
+		s := newTestServer(t, "-keys", string(dir))
+		s.store.bits = 1024
+		keepRunning(t, s)
+		signers := map[string]bool{}
+		for range 6 * 12 {
+			time.Sleep(5*time.Minute - 1)
+			if set := s.set(t); set[farthest.kid] == nil || set[far.kid] == nil {
+				t.Fatalf("set of %s = %q; want both keys in it", clock(), set.kids())
+			}
+			signers[kidOf(t, s.token(t, "", ""))] = true
+		}
+		equal(t, "the farthest key signs", signers[farthest.kid], false)
+		equal(t, "the other one signs when the horizon reaches it", signers[far.kid], true)
+		for _, k := range []key{farthest, far} {
+			count(t, s, 1, "revoke it: rename its file to end in .revoked\" kid="+k.kid)
+			count(t, s, 1, " file="+dir.path(k.name()+".pem"))
+		}
 	})
 }
