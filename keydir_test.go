@@ -43,11 +43,13 @@ func TestKeyDirectory(t *testing.T) {
 		}{
 			{name: "new", wantMode: 0o700},
 			{name: "mode is kept", mode: 0o770, wantMode: 0o770},
-			{name: "everybody may write", mode: 0o703, want: "chmod o-w it, or choose another with -keys, such as a directory below it"},
-			{name: "below one that everybody may write to", prepare: func(_, parent string) error { return os.Chmod(parent, 0o777) }, wantMode: 0o700},
+			{name: "everybody may write", mode: 0o703, want: "chmod o-w it, or choose another with -keys, such as a directory below"},
+			{name: "below one that everybody may write to", wantMode: 0o700,
+				prepare: func(_, parent string) error { return os.Chmod(parent, 0o777) }},
 			{name: "link", prepare: func(p, parent string) error { return os.Symlink(parent, p) }, wantMode: 0o700},
 			{name: "dangling link", prepare: func(p, _ string) error { return os.Symlink("nowhere", p) }, want: "cannot use the keys directory"},
-			{name: "file", prepare: func(p, _ string) error { return os.WriteFile(p, nil, 0o600) }, want: "is not a directory; choose another with -keys"},
+			{name: "file", want: "is not a directory; choose another with -keys",
+				prepare: func(p, _ string) error { return os.WriteFile(p, nil, 0o600) }},
 			{name: "no parent", prepare: func(_, parent string) error { return os.Remove(parent) }, want: "mount or make its parent"},
 		} {
 			parent := filepath.Join(t.TempDir(), "parent")
