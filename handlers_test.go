@@ -9,13 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,155 +23,6 @@ import (
 )
 
 const oauthPath = "/.well-known/oauth-authorization-server"
-
-// documentPaths are those of the documents that any web page may read.
-var documentPaths = []string{jwksPath, discoveryPath, oauthPath, "/faults", "/faults/jwks.json"}
-
-// checkError checks a response against the rules for all errors.
-func (w response) checkError(t testing.TB, request string, status int, code string) {
-	t.Helper()
-	if w.status != status {
-		t.Errorf("%s = %d %s; want %d %s", request, w.status, w.body, status, code)
-		return
-	}
-	members := w.json(t)
-	description, _ := members["error_description"].(string)
-	if members["error"] != code || len(members) != 2 {
-		t.Errorf("%s = %s; want the error %s and its description", request, w.body, code)
-	}
-	if !regexp.MustCompile(`^[\x20-\x21\x23-\x5B\x5D-\x7E]+$`).MatchString(description) {
-		t.Errorf("%s: error_description = %q; want the characters of RFC 6749 section 5.2", request, description)
-	}
-	want := http.Header{
-		"Content-Type": {"application/json"}, "X-Content-Type-Options": {"nosniff"},
-		"Cache-Control": {"no-store"}, "Pragma": {"no-cache"},
-	}
-	switch status {
-	case http.StatusServiceUnavailable:
-		want.Set("Retry-After", "1")
-	case http.StatusUnauthorized:
-		want.Set("WWW-Authenticate", `Basic realm="jwks-server", charset="UTF-8"`)
-	case http.StatusMethodNotAllowed:
-		want.Set("Allow", w.header.Get("Allow")) // which TestRoutes checks
-	case http.StatusRequestEntityTooLarge:
-		want.Set("Connection", "close")
-	}
-	if origin, ok := w.header["Access-Control-Allow-Origin"]; ok { // which TestCORS checks
-		want["Access-Control-Allow-Origin"] = origin
-	}
-	checkHeader(t, request, w.header, want)
-}
-
-func checkHeader(t testing.TB, request string, got, want http.Header) {
-	t.Helper()
-	if !maps.EqualFunc(got, want, slices.Equal) {
-		t.Errorf("%s: header = %v; want %v", request, got, want)
-	}
-}
-
-func TestRoutes(t *testing.T) {
-	s := newServerWithKey(t)
-	readable := append([]string{"/"}, documentPaths...)
-	for _, test := range []struct {
-		name, methods string
-		paths         []string
-		wantStatus    int
-		wantAllow     string
-	}{
-		{"what may be read answers GET and HEAD", "GET HEAD", append(readable, setsPath), 200, ""},
-		{"OPTIONS of the faults of the set is answered 204 with Allow", "OPTIONS", []string{setsPath}, 204, "GET, HEAD, POST, OPTIONS"},
-		{"another method of the faults of the set is 405 with Allow", "PUT PATCH DELETE TRACE get", []string{setsPath}, 405, "GET, HEAD, POST, OPTIONS"},
-		{"auth answers POST", "POST", []string{"/auth"}, 200, ""},
-		{"OPTIONS is answered 204 with Allow", "OPTIONS", readable, 204, "GET, HEAD, OPTIONS"},
-		{"OPTIONS of auth is answered 204 with Allow", "OPTIONS", []string{"/auth"}, 204, "POST, OPTIONS"},
-		{"another method is 405 with Allow", "POST PUT PATCH DELETE TRACE get", readable, 405, "GET, HEAD, OPTIONS"},
-		{"another method of auth is 405 with Allow", "GET HEAD PUT PATCH DELETE post", []string{"/auth"}, 405, "POST, OPTIONS"},
-		{"another path is 404", "GET HEAD POST DELETE OPTIONS", []string{"/foo", "/auth/", "/auth/x", "/Auth", "/.well-known",
-			"/.well-known/", jwksPath + "/", discoveryPath + "/x", "/jwks.json", "/faults/", "/tenant/auth"}, 404, ""},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			for _, path := range test.paths {
-				for method := range strings.FieldsSeq(test.methods) {
-					w := s.do(method, path, "")
-					switch test.wantStatus {
-					case http.StatusNotFound:
-						w.checkError(t, method+" "+path, 404, "not_found")
-					case http.StatusMethodNotAllowed:
-						w.checkError(t, method+" "+path, 405, "method_not_allowed")
-					}
-					if got := w.header.Get("Allow"); w.status != test.wantStatus || got != test.wantAllow {
-						t.Errorf("%s %s = %d, Allow %q; want %d, %q", method, path, w.status, got, test.wantStatus, test.wantAllow)
-					}
-					if got := w.header.Get("X-Content-Type-Options"); got != "nosniff" {
-						t.Errorf("%s %s: X-Content-Type-Options = %q; want nosniff", method, path, got)
-					}
-				}
-			}
-		})
-	}
-	t.Run("the root says that the server runs", func(t *testing.T) {
-		w := s.do("GET", "/", "")
-		if w.body != "JWKS Server Running!" || w.header.Get("Content-Type") != "text/plain" {
-			t.Errorf("GET / = %q, %v; want exactly JWKS Server Running!, text/plain", w.body, w.header)
-		}
-	})
-	t.Run("an unclean path is redirected", func(t *testing.T) {
-		for path, want := range map[string]string{"//auth": "/auth", "/./auth": "/auth", "/x/../auth": "/auth", "//.well-known//jwks.json": jwksPath} {
-			w := s.do("POST", path, "")
-			if got := w.header.Get("Location"); w.status/100 != 3 || got != want || strings.Contains(w.body, "token") {
-				t.Errorf("POST %s = %d to %s, %s; want a redirection to %s", path, w.status, got, w.body, want)
-			}
-		}
-	})
-	t.Run("HEAD is answered as GET is", func(t *testing.T) {
-		for _, path := range append(readable, "/foo") {
-			for _, tag := range []string{`"x"`, "*"} {
-				want, got := s.do("GET", path, "", "If-None-Match", tag), s.do("HEAD", path, "", "If-None-Match", tag)
-				if checkHeader(t, "HEAD "+path, got.header, want.header); got.status != want.status {
-					t.Errorf("HEAD %s = %d; want %d", path, got.status, want.status)
-				}
-			}
-		}
-	})
-}
-
-func TestIssuerPath(t *testing.T) {
-	t.Run("the routes answer under the path of the issuer too", func(t *testing.T) {
-		s := newServerWithKey(t, "-issuer", "https://a.test/tenant/a")
-		for _, path := range []string{"/tenant/a/", "/tenant/a" + jwksPath, "/tenant/a" + discoveryPath, "/tenant/a/faults",
-			"/tenant/a/faults/jwks.json", oauthPath + "/tenant/a", "/tenant/a" + oauthPath, "/", jwksPath, discoveryPath, oauthPath, "/faults"} {
-			if w := s.do("GET", path, ""); w.status != 200 {
-				t.Errorf("GET %s = %d; want 200", path, w.status)
-			}
-		}
-		for _, path := range []string{"/tenant/a/auth", "/auth"} {
-			if w := s.do("POST", path, ""); w.status != 200 {
-				t.Errorf("POST %s = %d; want 200", path, w.status)
-			}
-		}
-		s.do("GET", "/tenant"+jwksPath, "").checkError(t, "another tenant", 404, "not_found")
-	})
-	for _, test := range []struct{ name, path, wantPath string }{
-		{"a brace is no wildcard", "/a%7Bb%7D", "/a%7Bb%7D/auth"},
-		{"a raw brace is no wildcard", "/{a}/{$}/{b...}", "/%7Ba%7D/%7B$%7D/%7Bb...%7D/auth"},
-		{"a blank is no method", "/GET a", "/GET%20a/auth"},
-		{"a slash may be escaped", "/a%2Fb", "/a%2Fb/auth"},
-		{"letters may be of any alphabet", "/é", "/%C3%A9/auth"},
-		{"it may be that of a route", "/auth", "/auth/auth"},
-		{"it may be that of the catalogue", "/faults", "/faults/auth"},
-		{"it may be that of the metadata", oauthPath, oauthPath + "/auth"},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			s := newServerWithKey(t, "-issuer", "https://a.test"+test.path)
-			if w := s.do("POST", test.wantPath, ""); w.status != 200 {
-				t.Errorf("POST %s = %d %s; want 200", test.wantPath, w.status, w.body)
-			}
-			if _, claims := parts(t, s.token(t, "", "")); claims["iss"] != "https://a.test"+test.path {
-				t.Errorf("iss = %v; want %s", claims["iss"], "https://a.test"+test.path)
-			}
-		})
-	}
-}
 
 func TestIssuerByRequest(t *testing.T) {
 	ask := func(t *testing.T, s *testServer, host string, secure bool) (iss, discovered, jwksURI, jku any) {
@@ -234,44 +83,6 @@ func TestIssuerByRequest(t *testing.T) {
 	})
 }
 
-func TestCORS(t *testing.T) {
-	s := newServerWithKey(t)
-	fields := []string{"Origin", "https://app.test", "Access-Control-Request-Method", "GET", "Access-Control-Request-Headers", "x-a, x-b"}
-	t.Run("any page may read a document", func(t *testing.T) {
-		for _, path := range documentPaths {
-			for _, method := range []string{"GET", "HEAD", "POST"} { // 405 too, so that the page sees why
-				w := s.do(method, path, "", fields...)
-				if got := w.header.Get("Access-Control-Allow-Origin"); got != "*" || w.header.Get("Access-Control-Allow-Methods") != "" {
-					t.Errorf("%s %s: Access-Control-Allow-Origin = %q, %v; want * and nothing else", method, path, got, w.header)
-				}
-			}
-		}
-	})
-	t.Run("a preflight of a document allows the headers asked for, for a day", func(t *testing.T) {
-		for _, path := range documentPaths {
-			checkHeader(t, "OPTIONS "+path, s.do("OPTIONS", path, "", fields...).header, http.Header{
-				"Access-Control-Allow-Origin": {"*"}, "Access-Control-Allow-Methods": {"GET, HEAD"},
-				"Access-Control-Allow-Headers": {"x-a, x-b"}, "Access-Control-Max-Age": {"86400"},
-				"Allow": {"GET, HEAD, OPTIONS"}, "X-Content-Type-Options": {"nosniff"},
-			})
-			if got := s.do("OPTIONS", path, "", fields[:4]...).header; got["Access-Control-Allow-Headers"] != nil {
-				t.Errorf("OPTIONS %s = %v; want no headers allowed that are not asked for", path, got)
-			}
-		}
-	})
-	t.Run("no page may take a token", func(t *testing.T) {
-		for _, method := range []string{"POST", "OPTIONS", "GET"} {
-			for _, query := range []string{"", "?expired=x", "?fault=none"} {
-				for name := range s.do(method, "/auth"+query, "", fields...).header {
-					if strings.HasPrefix(name, "Access-Control-") {
-						t.Errorf("%s /auth%s has the header %s; want no CORS", method, query, name)
-					}
-				}
-			}
-		}
-	})
-}
-
 func TestDocuments(t *testing.T) {
 	s := newServerWithKey(t, "-publish-ahead", "48s")
 	header := func(w response) http.Header {
@@ -296,35 +107,35 @@ func TestDocuments(t *testing.T) {
 	tag := full.header.Get("ETag")
 	for _, test := range []struct {
 		name       string
-		fields     []string // with a line for each header
+		tags       [][]string // values of If-None-Match
 		wantStatus int
 	}{
-		{"who has the document is answered 304", []string{tag, "W/" + tag, `"x", ` + tag, `W/"x",W/` + tag + `,"y"`, "\"x\"\t,\t" + tag + "\t", "*", "\"x\"\n" + tag}, 304},
-		{"who has another is answered in full", []string{`"x"`, `"x", W/"y"`, "", strings.Trim(tag, `"`), tag[:len(tag)-2] + `"`, "w/" + tag}, 200},
+		{name: "a client that has the document is answered 304", wantStatus: 304, tags: [][]string{{tag}, {"W/" + tag}, {`"x", ` + tag},
+			{`W/"x",W/` + tag + `,"y"`}, {"\"x\"\t,\t" + tag + "\t"}, {"*"}, {`"x"`, tag}}},
+		{name: "a client that has another is answered in full", wantStatus: 200, tags: [][]string{{`"x"`}, {`"x", W/"y"`}, {""},
+			{strings.Trim(tag, `"`)}, {tag[:len(tag)-2] + `"`}, {"w/" + tag}}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			for _, field := range test.fields {
+			for _, tags := range test.tags {
 				r := httptest.NewRequest("GET", jwksPath, nil)
-				r.Header["If-None-Match"] = strings.Split(field, "\n")
+				r.Header["If-None-Match"] = tags
 				got, want, wantBody := s.send(r), header(full), full.body
 				if test.wantStatus == 304 {
 					want.Del("Content-Type")
 					want.Del("Content-Length")
 					wantBody = ""
 				}
-				if got.status != test.wantStatus || got.body != wantBody {
-					t.Errorf("If-None-Match %q = %d %s; want %d", field, got.status, got.body, test.wantStatus)
-				}
-				checkHeader(t, field, got.header, want)
+				equal(t, fmt.Sprintf("If-None-Match %q: status", tags), got.status, test.wantStatus)
+				equal(t, fmt.Sprintf("If-None-Match %q: body", tags), got.body, wantBody)
+				checkHeader(t, strings.Join(tags, " and "), got.header, want)
 			}
 		})
 	}
 	t.Run("the set is rendered when it changes, and not per request", func(t *testing.T) {
 		before, _ := s.store.jwks(t.Context())
 		s.do("GET", jwksPath, "")
-		if after, _ := s.store.jwks(t.Context()); after != before {
-			t.Error("one set was rendered twice")
-		}
+		after, _ := s.store.jwks(t.Context())
+		equal(t, "one set was rendered twice", after != before, false)
 	})
 	t.Run("the ETag changes with the set and with nothing else", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
@@ -350,10 +161,10 @@ func TestMetadata(t *testing.T) {
 		args                    []string
 		wantGrants, wantMethods string
 	}{
-		{"an open server takes clients that have no secret", nil,
-			`["client_credentials","password"]`, `["client_secret_basic","client_secret_post","none"]`},
-		{"with clients the only grant is client_credentials", []string{"-clients", clientsFile(t)},
-			`["client_credentials"]`, `["client_secret_basic","client_secret_post"]`},
+		{name: "an open server takes clients that have no secret",
+			wantGrants: `["client_credentials","password"]`, wantMethods: `["client_secret_basic","client_secret_post","none"]`},
+		{name: "with clients the only grant is client_credentials", args: []string{"-clients", clientsFile(t)},
+			wantGrants: `["client_credentials"]`, wantMethods: `["client_secret_basic","client_secret_post"]`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := newServerWithKey(t, append(test.args, "-issuer", "https://a.test/a/b")...)
@@ -362,9 +173,7 @@ func TestMetadata(t *testing.T) {
 				`"response_types_supported":["id_token"],"subject_types_supported":["public"],` +
 				`"token_endpoint":"https://a.test/a/b/auth","token_endpoint_auth_methods_supported":` + test.wantMethods + "}\n"
 			for _, path := range []string{discoveryPath, oauthPath, "/a/b" + discoveryPath, oauthPath + "/a/b"} {
-				if w := s.do("GET", path, ""); w.body != want {
-					t.Errorf("GET %s = %s; want %s", path, w.body, want)
-				}
+				equal(t, "GET "+path, s.do("GET", path, "").body, want)
 			}
 		})
 	}
@@ -382,118 +191,6 @@ func (to target) post(query, body string) response {
 	r := httptest.NewRequest("POST", "/auth", strings.NewReader(body))
 	r.URL.RawQuery = query
 	return to.send(r)
-}
-
-func TestWebPages(t *testing.T) {
-	open, closed := newServerWithKey(t), newServerWithKey(t, "-clients", clientsFile(t))
-	origins := []string{"https://evil.test", "http://localhost:8080", "null", ""}
-	t.Run("an open server refuses every POST from a web page", func(t *testing.T) {
-		for _, origin := range origins {
-			for _, host := range []string{"localhost", "evil.test", "127.0.0.1"} {
-				w := open.do("POST", "/auth", "", "Origin", origin, "Host", host)
-				w.checkError(t, "Origin "+origin, 403, "access_denied")
-			}
-		}
-	})
-	t.Run("a request of a program needs no special Host", func(t *testing.T) {
-		for _, host := range []string{"localhost", "localhost.", "host.docker.internal:8080", "192.0.2.7:80", "[::1]:8080", "evil.test", ""} {
-			if w := open.do("POST", "/auth", "", "Host", host); w.status != 200 {
-				t.Errorf("POST /auth with the Host %s = %d %s; want 200", host, w.status, w.body)
-			}
-		}
-	})
-	t.Run("with clients a page needs a secret, as everyone does", func(t *testing.T) {
-		for _, origin := range origins {
-			closed.do("POST", "/auth", "", "Origin", origin).checkError(t, "Origin "+origin, 401, "invalid_client")
-		}
-	})
-	t.Run("a page may read documents", func(t *testing.T) {
-		if w := open.do("GET", jwksPath, "", "Origin", "https://app.test", "Host", "evil.test"); w.status != 200 {
-			t.Errorf("GET %s = %d; want 200", jwksPath, w.status)
-		}
-	})
-}
-
-func TestErrors(t *testing.T) {
-	s := newServerWithKey(t)
-	t.Run("what they quote has the characters that RFC 6749 allows", func(t *testing.T) {
-		for _, query := range []string{"%\"\\", "a=%é", "a=%\u007f\u0080", "fault=\"\\é"} {
-			s.post(query, "").checkError(t, query, 400, "invalid_request")
-		}
-		for _, body := range []string{`sub=%"\`, "sub=%\x00\x01", "sub=%é", "sub=%\u2028", "sub=%\x7f", `{"a":"\x"}`, `{\`, `{"a":é}`, "{\x00", "{\x7f", "{\"a\":\u2028}"} {
-			s.post("", body).checkError(t, body, 400, "invalid_request")
-		}
-	})
-	written := func(err error) response {
-		w := httptest.NewRecorder()
-		s.route("GET", func(http.ResponseWriter, *http.Request) error { return err }).ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
-		return response{status: w.Code, header: w.Header(), body: w.Body.String()}
-	}
-	t.Run("a quotation mark becomes an apostrophe", func(t *testing.T) {
-		if w := written(badRequest("not %q", "a")); !strings.Contains(w.body, `"not 'a'"`) {
-			t.Errorf("error = %s; want not 'a'", w.body)
-		}
-	})
-	t.Run("any other character is replaced", func(t *testing.T) {
-		for r := range rune(0x180) {
-			written(badRequest("%c and %s", r, []byte{byte(r)})).checkError(t, fmt.Sprintf("%q", r), 400, "invalid_request")
-		}
-	})
-	t.Run("an internal cause goes to the log alone", func(t *testing.T) {
-		w := written(errors.New("hush, the\ncause"))
-		w.checkError(t, "a failure", 500, "server_error")
-		if strings.Contains(w.body, "hush") || !strings.Contains(s.log.String(), `level=ERROR msg="cannot answer" error="hush, the; cause"`) {
-			t.Errorf("a failure = %s, log %s; want the cause in the log alone", w.body, s.log)
-		}
-	})
-	t.Run("a request that waited in vain for a key is not told to ask again in a second", func(t *testing.T) {
-		for _, err := range []error{
-			fmt.Errorf("%w: %w", errNoKey, context.DeadlineExceeded), fmt.Errorf("%w: %w", errNoKey, context.Canceled),
-			fmt.Errorf("%w: %w", errNoKey, errors.New("hush")),
-		} {
-			w := written(err)
-			w.checkError(t, err.Error(), 503, "temporarily_unavailable")
-			if !strings.Contains(w.body, "has no key") || strings.Contains(w.body, "busy") || strings.Contains(w.body, "hush") {
-				t.Errorf("%v = %s; want to read that there is no key", err, w.body)
-			}
-		}
-	})
-	t.Run("without a key there is 503 and never an empty set", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			s := newServerWithKey(t)
-			dir := string(s.store.dir)
-			if err := errors.Join(os.RemoveAll(dir), os.WriteFile(dir, nil, 0o600)); err != nil {
-				t.Fatal(err)
-			}
-			for _, test := range []struct {
-				wait, request string
-				want          int
-			}{
-				{"45m", "POST /auth", 200}, // the keys in hand keep working
-				{"1s", "POST /auth", 503},
-				{"0s", "POST /auth?expired=true", 503},
-				{"0s", "POST /auth?fault=none", 503},
-				{"14m58s", "GET " + jwksPath, 200},
-				{"1s", "GET " + jwksPath, 503},
-				{"0s", "HEAD " + jwksPath, 503},
-				{"0s", "POST /auth", 503},
-			} {
-				wait, _ := time.ParseDuration(test.wait)
-				time.Sleep(wait)
-				method, path, _ := strings.Cut(test.request, " ")
-				w := s.do(method, path, "")
-				if w.status != test.want {
-					t.Errorf("%s = %d %s; want %d", test.request, w.status, w.body, test.want)
-				}
-				if test.want == 503 {
-					w.checkError(t, test.request, 503, "temporarily_unavailable")
-					if strings.Contains(w.body, "dir") {
-						t.Errorf("%s = %s; want no internal cause", test.request, w.body)
-					}
-				}
-			}
-		})
-	})
 }
 
 // A slowReader is a client that does not read its response.
@@ -601,38 +298,6 @@ func TestTurns(t *testing.T) {
 		}
 		if w := ask(t, s, t.Context(), "/auth", 0); w.status != 200 {
 			t.Errorf("POST /auth = %d %s; want 200", w.status, w.body)
-		}
-	})
-}
-
-func TestRequestLog(t *testing.T) {
-	s := newServerWithKey(t, "-v")
-	for _, test := range []struct {
-		name, method, path, body string
-		want                     string
-	}{
-		{"a document is logged without its query", "GET", jwksPath + "?x=hush", "", "method=GET path=/.well-known/jwks.json status=200 "},
-		{"a token is logged without its query and body", "POST", "/auth?expired=true&x=hush", "username=hush&password=hush", "method=POST path=/auth status=200 "},
-		{"an error is logged", "PUT", "/auth?%zz", "", "method=PUT path=/auth status=405 "},
-		{"a path cannot break a line", "GET", "/a%0Ab%22?c", "", `method=GET path="/a\nb\"" status=404 `},
-		{"a redirection is logged", "GET", "//auth", "", "method=GET path=//auth status=30"},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			before := len(s.log.String())
-			s.do(test.method, test.path, test.body, "Authorization", basic("hush", "hush"))
-			got := s.log.String()[before:]
-			if !strings.Contains(got, "level=INFO msg=request "+test.want) || strings.Contains(got, "hush") || strings.Count(got, "\n") != 1 {
-				t.Errorf("log = %q; want one line with %s and no hush", got, test.want)
-			}
-		})
-	}
-	t.Run("without -v no request is logged", func(t *testing.T) {
-		s := newServerWithKey(t)
-		before := s.log.String()
-		s.token(t, "", "")
-		s.do("GET", "/foo", "")
-		if s.log.String() != before {
-			t.Errorf("log = %s; want %s", s.log, before)
 		}
 	})
 }
