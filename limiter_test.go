@@ -89,7 +89,12 @@ func TestLimiter(t *testing.T) {
 		wg.Wait()
 		equal(t, "the others waited on for", time.Since(began), time.Second)
 		equal(t, "turns", granted.Load(), int64(2*maxWaiting))
-		must(l.acquire(t.Context()))() // there is room again
+		release = takeAll(t, l)
+		time.AfterFunc(time.Second, release)
+		ctx, cancel = context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		enter()
+		equal(t, "turns, once there is room again", granted.Load(), int64(2*maxWaiting+1))
 	})
 	t.Run("a free turn is granted after a deadline, but not after a cancellation", func(t *testing.T) {
 		l := must(newLimiter(1))
