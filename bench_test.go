@@ -325,12 +325,9 @@ func bodies() (list []body) {
 		n := (maxBody - len(before) - len(after)) / len(part)
 		list = append(list, body{name, before + strings.Repeat(part, n)[:n*len(part)-1] + after})
 	}
-	deep := strings.Repeat("[", 30) + strings.Repeat("]", 30) + ","
 	fill("a wide array of numbers", `{"a":[`, "1,", "]}")
 	fill("a wide array of long numbers", `{"a":[`, "1.7976931348623157e308,", "]}")
 	fill("a wide array of objects", `{"a":[`, "{},", "]}")
-	fill("arrays of depth 32", `{"a":[`, deep, "]}")
-	fill("objects of depth 32", `{"a":[`, strings.Repeat(`{"":`, 30)+"0"+strings.Repeat("}", 30)+",", "]}")
 	fill("escapes", `{"a":"`, `\u00e4`, `a"}`)
 	fill("a string that JSON has to escape", `{"a":"`, `<`, `"}`)
 	fill("a form of blanks to decode", "sub=", "%3c", "a")
@@ -339,6 +336,11 @@ func bodies() (list []body) {
 	for i := range maxClaims {
 		fmt.Fprintf(&members, `"%0115d":"<<",`, i)
 	}
+	deep := func(name string, n int, before, after string) {
+		list = append(list, body{name, `{"a":` + strings.Repeat(before, n) + "0" + strings.Repeat(after, n) + "}"})
+	}
+	deep("arrays of depth 8,000", 8000, "[", "]")
+	deep("objects of depth 2,700", 2700, `{"":`, "}")
 	return append(list, body{"many members", "{" + strings.TrimSuffix(members.String(), ",") + "}"})
 }
 

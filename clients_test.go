@@ -66,7 +66,7 @@ func TestClientsFile(t *testing.T) {
 			`"` + good + `"`, "zoe: " + good, "\xef\xbb\xbf" + zoe(""), zoe("") + zoe(""), zoe("") + "}", strings.TrimSuffix(zoe(""), "}"),
 			two("}")}},
 		{name: "it is UTF-8", contents: []string{strings.Replace(zoe(""), "zoe", "zo\xe9", 1)}, wantError: "it has to be UTF-8"},
-		{name: "an unpaired surrogate is refused", contents: claims(`"x":"\ud83d"`), wantError: "half a character"},
+		{name: "an unpaired surrogate is refused", contents: claims(`"x":"\ud83d"`), wantError: "unpaired surrogate"},
 		{name: "a file without clients is refused", contents: []string{"{}"}, wantError: "no clients"},
 		{name: "a client is an object", contents: []string{`{"zoe":null}`, `{"zoe":"` + good + `"}`, `{"zoe":[]}`},
 			wantError: `client "zoe": it has to be an object with secret_sha256`},

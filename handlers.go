@@ -213,7 +213,7 @@ func (s *server) issue(r *http.Request, options tokenOptions, body []byte) (issu
 		return issuedToken{}, err
 	}
 	defer turn.release()
-	request, err := parseTokenRequest(r.Header, body)
+	request, err := parseTokenRequest(r.Header, body, s.clients)
 	if err != nil {
 		return issuedToken{}, err
 	}

@@ -3,12 +3,15 @@ package main
 import (
 	"bytes"
 	"cmp"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"mime"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,6 +29,11 @@ const (
 
 // readBody reads the body of a token request, which may be absent.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	if len(r.Header["Content-Encoding"]) > 0 {
+		w.Header().Set("Accept-Encoding", "identity") // RFC 9110 section 12.5.3
+		return nil, refuse(http.StatusUnsupportedMediaType, "invalid_request",
+			"the body has a Content-Encoding: send it uncompressed, without one")
+	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
 		if r.ProtoMajor == 1 { // MaxBytesReader does that too, but not through the writer of -v
@@ -39,7 +47,7 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	return bytes.TrimSpace(body), nil
 }
 
-// A tokenRequest is the body of POST /auth and the credentials of its sender.
+// A tokenRequest is the body of POST /auth and the client credentials of the request.
 type tokenRequest struct {
 	grant       string // grant_type; may be absent
 	credentials []credential
@@ -49,36 +57,77 @@ type tokenRequest struct {
 // aliases are OAuth parameters that are claims under another name.
 var aliases = map[string]string{"username": "sub", "audience": "aud", "resource": "aud"}
 
-// parseTokenRequest reads a body: a JSON object of claims, known by its first character,
-// or a form as in RFC 6749 section 4.4.2.
-func parseTokenRequest(header http.Header, body []byte) (tokenRequest, error) {
+// queryParameters belong in the query of POST /auth, and so not in a body.
+var queryParameters = []string{"expired", "expires_in", "fault", "key"}
+
+// parseTokenRequest parses a body. On an open server, a JSON object without grant_type is
+// claims, all of them, under their own names. Any other body is an OAuth request: a form as
+// in RFC 6749 section 4.4.2, or its parameters as a JSON object.
+//
+// If a body has several errors, it always returns the same one.
+func parseTokenRequest(header http.Header, body []byte, clients registry) (tokenRequest, error) {
 	parameters, err := parseBody(header.Get("Content-Type"), body)
 	if err != nil {
 		return tokenRequest{}, err
 	}
-	request := tokenRequest{claims: map[string]json.RawMessage{}}
-	var inBody credential
-	own := map[string]*string{"grant_type": &request.grant, "client_id": &inBody.id, "client_secret": &inBody.secret}
-	for name, raw := range parameters {
-		switch claim := cmp.Or(aliases[name], name); name {
-		case "expired", "expires_in", "fault":
+	for _, name := range queryParameters {
+		if parameters[name] != nil {
 			return tokenRequest{}, badRequest("%s belongs in the query: POST /auth?%s=...", name, name)
-		case "grant_type", "client_id", "client_secret":
-			if *own[name], err = parseString(raw); err != nil {
-				return tokenRequest{}, badRequest("%s %v", name, err)
-			}
-		case "password", "client_assertion", "client_assertion_type", "refresh_token": // never in a token
-		default:
-			if request.claims[claim] != nil {
-				return tokenRequest{}, badRequest("%s is there under two names, such as audience and aud: give one of them", claim)
-			}
-			request.claims[claim] = raw
 		}
+	}
+	var inBody credential
+	request := tokenRequest{claims: parameters}
+	if clients == nil && bytes.HasPrefix(body, []byte("{")) && parameters["grant_type"] == nil {
+		err = checkClaims(parameters)
+	} else {
+		request, inBody, err = parseParameters(parameters)
+	}
+	if err != nil {
+		return tokenRequest{}, err
 	}
 	request.credentials, err = parseCredentials(header.Get("Authorization"), inBody)
 	return request, err
 }
 
+// checkClaims returns an error if an object of claims has a secret of an OAuth request.
+func checkClaims(claims map[string]json.RawMessage) error {
+	for _, name := range []string{"client_assertion", "client_secret", "password"} {
+		if claims[name] != nil {
+			return badRequest("%s is no claim, because tokens contain no secrets: add grant_type to make the object an OAuth request", name)
+		}
+	}
+	return nil
+}
+
+// parseParameters returns the OAuth request with these parameters, and its client credentials.
+func parseParameters(parameters map[string]json.RawMessage) (request tokenRequest, inBody credential, err error) {
+	request.claims = map[string]json.RawMessage{}
+	for _, name := range slices.Sorted(maps.Keys(parameters)) {
+		raw := parameters[name]
+		switch name {
+		case "grant_type":
+			request.grant, err = parseString(raw)
+		case "client_id":
+			inBody.id, err = parseString(raw)
+		case "client_secret":
+			inBody.secret, err = parseString(raw)
+		case "password", "client_assertion", "client_assertion_type", "refresh_token": // never in a token
+		default:
+			claim := cmp.Or(aliases[name], name)
+			if request.claims[claim] != nil {
+				return request, inBody, badRequest("%s is given twice, under two names, such as audience and aud: give one of them", claim)
+			}
+			request.claims[claim] = raw
+		}
+		if err != nil {
+			return request, inBody, badRequest("%s %v", name, err)
+		}
+	}
+	return request, inBody, nil
+}
+
+// parseBody returns the parameters in a body: the members of a JSON object, which is known
+// by its first character, or those of a form.
 func parseBody(contentType string, body []byte) (map[string]json.RawMessage, error) {
 	switch {
 	case len(body) == 0:
@@ -100,16 +149,19 @@ func parseBody(contentType string, body []byte) (map[string]json.RawMessage, err
 	return object, nil
 }
 
-// formParameters are those that a form may have. Others and empty ones are ignored (RFC
-// 6749 section 3.2).
-var formParameters = []string{
-	"grant_type", "client_id", "client_secret", "sub", "username", "scope", "aud", "audience", "resource", "expired", "expires_in", "fault",
-}
+// formParameters are the parameters of a form. Others are ignored, and so are empty ones
+// (RFC 6749 section 3.2).
+var formParameters = slices.Concat(queryParameters, []string{
+	"grant_type", "client_id", "client_secret", "sub", "username", "scope", "aud", "audience", "resource",
+})
+
+// formStart matches the first character of a form. It tells forms from other bodies, because
+// curl labels every body as a form.
+var formStart = regexp.MustCompile(`^[A-Za-z0-9%&*+\-._=]`)
 
 func parseForm(contentType, body string) (map[string]json.RawMessage, error) {
 	kind, _, err := mime.ParseMediaType(cmp.Or(contentType, "application/x-www-form-urlencoded"))
-	begins := strings.Trim(body[:1], "%&*+-._=") == "" || 'a' <= body[0]|0x20 && body[0]|0x20 <= 'z' || '0' <= body[0] && body[0] <= '9'
-	if err != nil || kind != "application/x-www-form-urlencoded" || !begins {
+	if err != nil || kind != "application/x-www-form-urlencoded" || !formStart.MatchString(body) {
 		return nil, badRequest("the body has to be a JSON object, or a form labelled application/x-www-form-urlencoded")
 	}
 	form, err := url.ParseQuery(body)
@@ -184,30 +236,37 @@ func oneOf(query url.Values, names ...string) (name string, err error) {
 }
 
 // parseCredentials returns the client credentials of a request: those in the body, or those
-// of HTTP Basic (RFC 6749 section 2.3.1). HTTP Basic credentials are returned twice,
-// form-decoded (RFC 6749) and verbatim (curl, requests, axios).
+// of HTTP Basic (RFC 6749 section 2.3.1). A body may repeat the client id of HTTP Basic.
 func parseCredentials(authorization string, inBody credential) ([]credential, error) {
 	if authorization == "" {
 		return []credential{inBody}, nil
 	}
-	var list []credential
-	scheme, encoded, _ := strings.Cut(authorization, " ")
-	basic := &http.Request{Header: http.Header{"Authorization": {scheme + " " + strings.TrimLeft(encoded, " ")}}}
-	if id, secret, ok := basic.BasicAuth(); ok {
-		list = []credential{{id: id, secret: secret}}
-		decodedID, err1 := url.QueryUnescape(id)
-		decodedSecret, err2 := url.QueryUnescape(secret)
-		if decoded := (credential{id: decodedID, secret: decodedSecret}); err1 == nil && err2 == nil && decoded != list[0] {
-			list = []credential{decoded, list[0]}
+	list := parseBasic(authorization)
+	if inBody != (credential{}) {
+		list = slices.DeleteFunc(list, func(c credential) bool { return c.id != inBody.id })
+		if inBody.secret != "" || len(list) == 0 {
+			return nil, badRequest("a client has to authenticate once, in the Authorization header or in the body")
 		}
 	}
-	if inBody.id != "" {
-		list = slices.DeleteFunc(list, func(c credential) bool { return c.id != inBody.id })
-	}
-	if inBody.secret != "" || inBody.id != "" && len(list) == 0 {
-		return nil, badRequest("a client has to authenticate once, in the Authorization header or in the body")
-	}
 	return list, nil
+}
+
+// parseBasic returns the credentials in an Authorization header, or nil if it is not HTTP
+// Basic. It returns them form-decoded (RFC 6749), and then verbatim (curl, requests, axios).
+func parseBasic(authorization string) []credential {
+	scheme, encoded, _ := strings.Cut(authorization, " ")
+	text, err := base64.StdEncoding.DecodeString(strings.TrimLeft(encoded, " "))
+	id, secret, found := strings.Cut(string(text), ":")
+	if !strings.EqualFold(scheme, "Basic") || err != nil || !found {
+		return nil
+	}
+	verbatim := credential{id: id, secret: secret}
+	decodedID, err1 := url.QueryUnescape(id)
+	decodedSecret, err2 := url.QueryUnescape(secret)
+	if err1 != nil || err2 != nil {
+		return []credential{verbatim}
+	}
+	return []credential{{id: decodedID, secret: decodedSecret}, verbatim}
 }
 
 // clientID returns the client id that a request names, or "".
@@ -220,7 +279,7 @@ func (r tokenRequest) clientID() string {
 
 // errUnknownClient is returned if no client has the credentials of a request.
 var errUnknownClient = refuse(http.StatusUnauthorized, "invalid_client",
-	"no client has this id and secret: send those registered with the server, by HTTP Basic or in a form")
+	"no client has this id and secret: send those registered with the server, by HTTP Basic or in the body")
 
 // authorize returns the claims that the request may have: the requested ones on an open
 // server, otherwise the client's registered claims, narrowed to the request. client is its
@@ -243,7 +302,7 @@ func (r tokenRequest) authorize(clients registry, audience string) (claims map[s
 	if !utf8.ValidString(id) {
 		return nil, "", badRequest("the client id has to be UTF-8")
 	}
-	if _, ok := r.claims["sub"]; !ok && id != "" {
+	if id != "" && r.claims["sub"] == nil {
 		r.claims["sub"] = encode(id) // RFC 9068 section 2.2
 	}
 	return r.claims, "", nil
