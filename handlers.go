@@ -23,7 +23,7 @@ type server struct {
 	verbose      bool       // log each request
 	log          *slog.Logger
 	cacheControl []string // of documents
-	failures     throttle // of client authentication
+	failures     problem  // of client authentication
 }
 
 // newServer returns the server that the flags describe. base is its URL on this machine.

@@ -1,68 +1,183 @@
 package main
 
 import (
+	"bytes"
+	"context"
+	"io"
 	"log/slog"
 	"strings"
 	"sync"
 	"time"
 )
 
+// newLogger returns a logger that writes JSON or text to w.
+func newLogger(w io.Writer, asJSON bool) *slog.Logger {
+	if asJSON {
+		return slog.New(slog.NewJSONHandler(w, nil))
+	}
+	return slog.New(slog.NewTextHandler(w, nil))
+}
+
 // oneLine returns the text of err in one line, however many errors it joins.
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
-// logInterval is how often the log repeats what lasts.
-const logInterval = time.Minute
+const (
+	maxUnwritten = 256 << 10              // bytes of log lines in memory
+	flushTimeout = 500 * time.Millisecond // how long an exit waits for the reader of the log
+)
 
-// A throttle counts events of which the log tells once a minute.
-type throttle struct {
-	mu    sync.Mutex
-	count int
-	told  time.Time
+// A logWriter writes log lines to another writer without ever waiting for it: the reader
+// of a pipe or a terminal may stall, and must not stall the server.
+//
+// Lines that do not fit into memory are dropped. The log has their number once it can be
+// written again.
+type logWriter struct {
+	out     io.Writer
+	asJSON  bool
+	wake    chan struct{} // has an element if there may be something to write
+	writing chan struct{} // has an element while somebody writes to out
+
+	mu        sync.Mutex // guards what follows
+	unwritten []byte     // lines
+	written   []byte     // the previous unwritten, for its memory; belongs to who writes
+	dropped   int        // lines since the last line in unwritten
 }
 
-// add counts an event. It returns how many there were since the last time that it
-// returned a number; 0 if that is less than a minute ago.
-func (t *throttle) add() (n int) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.count++
-	if time.Since(t.told) < logInterval {
+// newLogWriter returns a writer to out. The line about dropped lines is JSON or text.
+func newLogWriter(out io.Writer, asJSON bool) *logWriter {
+	w := &logWriter{out: out, asJSON: asJSON, wake: make(chan struct{}, 1), writing: make(chan struct{}, 1)}
+	go func() {
+		for range w.wake {
+			w.writeAll()
+		}
+	}()
+	return w
+}
+
+// Write takes whole lines. It returns no error, because the log has no better place for it.
+func (w *logWriter) Write(lines []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.dropped > 0 || len(w.unwritten)+len(lines) > maxUnwritten {
+		w.dropped += bytes.Count(lines, []byte("\n"))
+	} else {
+		w.unwritten = append(w.unwritten, lines...)
+	}
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+	return len(lines), nil
+}
+
+// writeAll writes until nothing is left. It waits for out.
+func (w *logWriter) writeAll() {
+	w.writing <- struct{}{}
+	defer func() { <-w.writing }()
+	for lines := w.take(); len(lines) > 0; lines = w.take() {
+		w.out.Write(lines)
+	}
+}
+
+// take returns the unwritten lines, and a line with the number of those dropped after
+// them. The caller must be the one that writes, and may use the result until the next call.
+func (w *logWriter) take() []byte {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	lines := w.unwritten
+	if w.dropped > 0 {
+		var line bytes.Buffer
+		newLogger(&line, w.asJSON).Warn("log lines dropped", "count", w.dropped)
+		lines = append(lines, line.Bytes()...)
+	}
+	w.unwritten, w.written, w.dropped = w.written[:0], lines, 0
+	return lines
+}
+
+// flush writes what is left, and returns after flushTimeout even if some of it still is.
+func (w *logWriter) flush() {
+	done := make(chan struct{})
+	go func() { w.writeAll(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(flushTimeout):
+	}
+}
+
+// logInterval is the minimum time between log lines about one problem.
+const logInterval = time.Minute
+
+// A problem is an error that may occur many times. It is logged at most once per
+// logInterval.
+type problem struct {
+	mu      sync.Mutex
+	count   int       // occurrences since the last log line
+	logged  time.Time // when the last log line was written
+	ongoing bool      // it was logged, and is not resolved
+}
+
+// add counts an occurrence. Once per logInterval it returns the count since it last did
+// so, which the caller has to log, and otherwise 0.
+func (p *problem) add() (n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.count++
+	if time.Since(p.logged) < logInterval {
 		return 0
 	}
-	n, t.count, t.told = t.count, 0, time.Now()
+	n, p.count, p.logged, p.ongoing = p.count, 0, time.Now(), true
 	return n
 }
 
-// A trouble that lasts is logged once a minute, and then that it is over.
-type trouble struct {
-	lasts bool
-	told  time.Time // when the log last told of it
+// resolve reports whether the problem was ongoing.
+func (p *problem) resolve() (was bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	was, p.ongoing = p.ongoing, false
+	return was
 }
 
-func (t *trouble) report(log *slog.Logger, message string, err error, outlook string) {
+// report logs err, or, if it is nil, that the problem is resolved.
+func (p *problem) report(log *slog.Logger, message string, err error, outlook string) {
 	switch {
-	case err != nil && time.Since(t.told) >= logInterval:
+	case err != nil && p.add() > 0:
 		log.Error(message, "error", oneLine(err), "outlook", outlook)
-		t.lasts, t.told = true, time.Now()
-	case err == nil && t.lasts:
+	case err == nil && p.resolve():
 		log.Info("recovered: "+message, "outlook", outlook)
-		t.lasts = false
 	}
 }
 
-// A serverLog takes the lines that an http.Server writes about connections. It passes on
-// one line a minute about TLS handshakes, because anybody may fail them.
+// serverErrors are the kinds of what an http.Server logs, by how the text begins.
+var serverErrors = [...]struct {
+	prefix  string
+	level   slog.Level
+	message string
+}{
+	{prefix: "http: panic serving ", level: slog.LevelError, message: "handler panicked"},
+	{prefix: "http2: panic serving ", level: slog.LevelError, message: "handler panicked"},
+	{prefix: "http: Accept error: ", level: slog.LevelError, message: "cannot accept connections"},
+	{prefix: "http: TLS handshake error ", level: slog.LevelWarn, message: "TLS handshake failed"},
+	{prefix: "http2: ", level: slog.LevelWarn, message: "HTTP/2 connection failed"},
+	{prefix: "", level: slog.LevelWarn, message: "HTTP server error"},
+}
+
+// A serverLog is the ErrorLog of an http.Server. It logs at most one line per logInterval
+// and kind of error, because any client can cause them.
 type serverLog struct {
-	log        *slog.Logger
-	handshakes throttle
+	log      *slog.Logger
+	problems [len(serverErrors)]problem
 }
 
 func (l *serverLog) Write(line []byte) (int, error) {
 	text := strings.TrimSpace(string(line))
-	if !strings.Contains(text, "TLS handshake error") {
-		l.log.Error("connection failed", "error", text)
-	} else if n := l.handshakes.add(); n > 0 {
-		l.log.Warn("TLS handshake failed", "error", text, "failures", n)
+	for i, kind := range serverErrors {
+		if !strings.HasPrefix(text, kind.prefix) {
+			continue
+		}
+		if n := l.problems[i].add(); n > 0 {
+			l.log.Log(context.Background(), kind.level, kind.message, "error", text, "count", n)
+		}
+		break
 	}
 	return len(line), nil
 }

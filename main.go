@@ -34,15 +34,24 @@ func main() {
 	signal.Ignore(syscall.SIGPIPE) // the reader of the log may go away
 	ctx, stop := signal.NotifyContext(context.Background(), signals...)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	os.Exit(exitStatus(run(ctx, os.Args[1:], os.Stdout, os.Stderr), os.Stderr))
+	args := os.Args[1:]
+	stderr := newLogWriter(os.Stderr, logsJSON(args))
+	status := exitStatus(run(ctx, args, os.Stdout, stderr), stderr, logsJSON(args))
+	stderr.flush()
+	os.Exit(status)
 }
 
-// exitStatus prints err unless it is a clean stop, and returns the exit status.
-func exitStatus(err error, stderr io.Writer) int {
-	if err == nil || errors.Is(err, flag.ErrHelp) || errors.Is(err, context.Canceled) { // by a signal
+// exitStatus returns the exit status for the error of run. It writes the error to stderr,
+// in one line of text or JSON, unless the end is a clean one.
+func exitStatus(err error, stderr io.Writer, asJSON bool) int {
+	switch {
+	case err == nil, errors.Is(err, flag.ErrHelp), errors.Is(err, context.Canceled): // canceled by a signal
 		return 0
+	case asJSON:
+		newLogger(stderr, true).Error("jwks-server failed", "error", oneLine(err))
+	default:
+		fmt.Fprintf(stderr, "jwks-server: %s\n", oneLine(err))
 	}
-	fmt.Fprintf(stderr, "jwks-server: %s\n", oneLine(err))
 	if errors.As(err, new(usageError)) {
 		return 2
 	}
@@ -74,10 +83,7 @@ func serve(ctx context.Context, c config, stderr io.Writer, ready func(base stri
 		return fmt.Errorf("cannot %w; choose another address with -addr", err)
 	}
 	defer listener.Close()
-	logger := slog.New(slog.NewTextHandler(stderr, nil))
-	if c.logJSON {
-		logger = slog.New(slog.NewJSONHandler(stderr, nil))
-	}
+	logger := newLogger(stderr, c.logJSON)
 	keys, err := await(ctx, func() (*keystore, error) {
 		return openKeystore(ctx, keyDir(c.keys), c.rotation, c.bits, logger)
 	})

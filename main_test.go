@@ -12,7 +12,6 @@ import (
 	"go/token"
 	"go/types"
 	"io"
-	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -29,14 +28,13 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 )
 
 // runHere runs the server in this process until ctx ends.
 func runHere(ctx context.Context, args ...string) (code int, stdout, stderr string) {
 	var out, log lockedBuffer
-	code = exitStatus(run(ctx, withDefaults(args, "-addr", "127.0.0.1:0"), &out, &log), &log)
+	code = exitStatus(run(ctx, withDefaults(args, "-addr", "127.0.0.1:0"), &out, &log), &log, logsJSON(args))
 	return code, out.String(), log.String()
 }
 
@@ -74,6 +72,29 @@ func TestAFailedStartPrintsOneLine(t *testing.T) {
 				t.Errorf("run(%s) left a keys directory", test.args)
 			}
 		})
+	}
+}
+
+func TestAFailedStartWithLogJSONPrintsOneLineOfJSON(t *testing.T) {
+	for _, test := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{args: []string{"-addr", "127.0.0.1:99999", "-log-json"}, code: 1, want: "cannot listen tcp: address 99999: invalid port"},
+		{args: []string{"-nonsense", "-log-json"}, code: 2, want: "flag provided but not defined: -nonsense; -h lists the flags"},
+		{args: []string{"-log-json", "-token-ttl", "0s"}, code: 2, want: "-token-ttl 0s is too short"},
+	} {
+		keys := filepath.Join(t.TempDir(), "keys")
+		code, stdout, stderr := runHere(t.Context(), append(test.args, "-keys", keys)...)
+		equal(t, "exit status", code, test.code)
+		equal(t, "stdout", stdout, "")
+		equal(t, "lines on stderr", strings.Count(stderr, "\n"), 1)
+		event := parseJSON(t, stderr)
+		equal(t, "level", event["level"], any("ERROR"))
+		if text, _ := event["error"].(string); !strings.Contains(text, test.want) {
+			t.Errorf("error = %q; want %q", text, test.want)
+		}
 	}
 }
 
@@ -351,20 +372,6 @@ func TestSignals(t *testing.T) {
 
 func TestTLS(t *testing.T) {
 	t.Parallel()
-	t.Run("failures are logged once a minute with their number", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			var log lockedBuffer
-			server := newHTTPServer(nil, slog.New(slog.NewTextHandler(&log, nil)))
-			for range 180 {
-				server.ErrorLog.Print("http: TLS handshake error from 127.0.0.1:1: EOF")
-				time.Sleep(time.Second)
-			}
-			got := regexp.MustCompile(`msg="TLS handshake failed".* failures=(\d+)`).FindAllStringSubmatch(log.String(), -1)
-			if len(got) != 3 || got[0][1] != "1" || got[1][1] != "60" || got[2][1] != "60" {
-				t.Errorf("three minutes of failures are logged as %q; want 1, 60 and 60", got)
-			}
-		})
-	})
 	t.Run("HTTP/2 is spoken", func(t *testing.T) {
 		t.Parallel()
 		w, err := startProcess(t, withKey(t, tlsFlags(t)...)...).target(httptest.NewRequest("GET", jwksPath, nil))
@@ -372,20 +379,6 @@ func TestTLS(t *testing.T) {
 			t.Errorf("GET %s = %s %s; want 200 by HTTP/2", jwksPath, w.Proto, w.Status)
 		}
 		w.Body.Close()
-	})
-	t.Run("a flood of failures logs one line", func(t *testing.T) {
-		t.Parallel()
-		p := startProcess(t, withKey(t, tlsFlags(t)...)...)
-		for range 50 {
-			conn := p.dial(t)
-			fmt.Fprint(conn, "\x16\x03\x01\x00\x05garbage")
-			io.Copy(io.Discard, conn)
-		}
-		p.set(t)
-		p.logs(t, "TLS handshake failed")
-		if n := strings.Count(p.stderr.String(), "level=WARN") + strings.Count(p.stderr.String(), "level=ERROR"); n != 1 {
-			t.Errorf("a flood of failures logs %d lines; want 1:\n%s", n, &p.stderr)
-		}
 	})
 }
 

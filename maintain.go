@@ -15,7 +15,7 @@ func (s *keystore) maintain(ctx context.Context) {
 	var (
 		signing          string              // kid
 		warned           = map[string]bool{} // kids of keys beyond the horizon
-		directory, files trouble
+		directory, files problem
 	)
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
