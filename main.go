@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -136,7 +137,7 @@ func (c config) readFiles() (clients registry, secure *tls.Config, err error) {
 
 // announce logs what a person wants to know first, and warns of what is dangerous.
 func announce(logger *slog.Logger, c config, issuer, base string, loopback bool) {
-	logger.Info("serving", "issuer", issuer, "jwks", base+"/.well-known/jwks.json", "tokens", base+"/auth", "keys", c.keys)
+	logger.Info("serving", "issuer", cmp.Or(issuer, "the URL of each request"), "jwks", base+"/.well-known/jwks.json", "tokens", base+"/auth", "keys", c.keys)
 	if c.keys == "" {
 		logger.Warn("keys are in memory only: a restart loses them, and the tokens that they signed")
 	}

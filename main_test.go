@@ -239,7 +239,7 @@ func TestOutput(t *testing.T) {
 			events[event["msg"].(string)] = event
 		}
 		for name, want := range map[string]map[string]string{ // the empty value is any
-			"serving":     {"issuer": p.base, "jwks": p.base + jwksPath, "tokens": p.base + "/auth"},
+			"serving":     {"issuer": "the URL of each request", "jwks": p.base + jwksPath, "tokens": p.base + "/auth"},
 			"key found":   {"kid": kid, "signs_from": "", "signs_until": "", "expires": ""},
 			"key made":    {"kid": "", "signs_from": "", "signs_until": "", "expires": ""},
 			"now signing": {"kid": kid},
