@@ -1,5 +1,5 @@
 # Short names for what .ci/run and people type.
-.PHONY: run test race lint fuzz interop bench image checks
+.PHONY: run test race lint cross fuzz interop bench image checks
 
 run:
 	go run .
@@ -15,6 +15,13 @@ lint:
 	go vet ./...
 	go mod tidy -diff
 
+# Vets what cannot run here: builds for other systems.
+SYSTEMS = windows/amd64 darwin/arm64 linux/arm64 linux/386
+cross:
+	for system in $(SYSTEMS); do \
+		CGO_ENABLED=0 GOOS=$${system%/*} GOARCH=$${system#*/} go vet . || exit 1; \
+	done
+
 # A few seconds for each target; FUZZTIME=10m for more.
 FUZZTIME ?= 5s
 fuzz:
@@ -22,12 +29,12 @@ fuzz:
 		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) . || exit 1; \
 	done
 
-interop: interop/node/node_modules interop/oauth/node_modules
+interop: interop/node/node_modules interop/oauth/node_modules deploy/fixtures/node_modules
 	cd interop && go vet ./... && go test -count=1 ./... # the cache does not know of the server
 	sed -n '/^<!-- seen/,/^<!-- end/p' interop/README.md
 
-interop/%/node_modules: interop/%/package-lock.json
-	cd interop/$* && npm ci --silent
+%/node_modules: %/package-lock.json
+	cd $* && npm ci --silent
 	touch $@
 
 bench:
@@ -46,6 +53,6 @@ image:
 	$(DOCKER) build -t $(IMAGE) -f deploy/Dockerfile deploy/image
 
 # What needs root, Debian, and namespaces or emulators of its own.
-CHECKS = hang hosts image systemd
+CHECKS = hang hosts image qemu systemd wine
 checks: $(CHECKS:%=deploy/checks/%)
 	for check in $^; do echo "$$check"; $$check || exit 1; done
