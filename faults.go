@@ -1,16 +1,8 @@
 package main
 
 import (
+	"bytes"
 	"context"
-	"crypto/rand"
-	"crypto/rsa"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/base64"
-	"encoding/json"
-	"encoding/pem"
-	"fmt"
-	"math/big"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -21,74 +13,210 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// A fault is what is wrong with a token. Everything else is as in a good one.
+// A fault is a deliberate defect of a token. Everything else is as in a good token. A token
+// with a fault that a verifier may never refuse is a good token of unusual make.
 type fault struct {
 	Name   string `json:"fault"`
-	Refuse string `json:"refuse"` // must, should or may a verifier refuse it?
+	Refuse string `json:"refuse"` // whether a verifier must, should, may or may never refuse the token
 	Why    string `json:"why"`
 	See    string `json:"see"`
 
 	expired bool            // exp was an hour ago
-	without string          // the claim that is left out
 	key     bool            // it needs the untrusted key
-	apply   func(*badToken) // what else is done to the token; may be nil
+	claim   string          // which the token has to have; may be empty
+	without bool            // the claim is left out
+	apply   func(*badToken) // does the rest; may be nil
 }
-
-// faults is the catalogue.
-var faults = []fault{
-	{Name: "signature", Refuse: "must", Why: "one bit of the signature is flipped", See: "RFC 7515 section 5.2",
-		apply: func(d *badToken) { d.tamper = flipBit }},
-	{Name: "payload", Refuse: "must", Why: "sub was changed after signing", See: "RFC 7515 section 5.2",
-		apply: func(d *badToken) { d.tamper = d.changeSubject }},
-	{Name: "unsigned", Refuse: "must", Why: "the signature is empty, and alg still says RS256", See: "RFC 7515 section 5.2",
-		apply: func(d *badToken) { d.tamper = func(parts []string) { parts[2] = "" } }},
-	{Name: "none", Refuse: "must", Why: "alg is none, and the signature is empty", See: "RFC 8725 section 3.1",
-		apply: func(d *badToken) { d.signWith(jwt.SigningMethodNone, jwt.UnsafeAllowNoneSignatureType) }},
-	{Name: "wrong-key", Refuse: "must", Why: "kid names a key of the JWK Set, and another key signed", See: "RFC 7515 section 5.2",
-		key: true, apply: func(d *badToken) { d.signer = d.untrusted.private }},
-	{Name: "unknown-key", Refuse: "must", Why: "the key that signed, and that kid names, is not in the JWK Set", See: "RFC 7515 section 4.1.4",
-		key: true, apply: func(d *badToken) { d.signer, d.header["kid"] = d.untrusted.private, d.untrusted.kid }},
-	{Name: "hs256", Refuse: "must", Why: "alg is HS256, and the secret is the public key in PEM", See: "RFC 8725 section 2.1",
-		apply: func(d *badToken) { d.signWith(jwt.SigningMethodHS256, publicPEM(d.key)) }},
-	{Name: "jwk", Refuse: "must", Why: "another key signed, and the header brings it as jwk", See: "RFC 8725 section 3.10",
-		key: true, apply: func(d *badToken) { d.signer, d.header["jwk"] = d.untrusted.private, d.untrusted.jwk() }},
-	{Name: "jku", Refuse: "must", Why: "another key signed, and the header says by jku where to fetch it", See: "RFC 8725 section 3.10",
-		key: true, apply: func(d *badToken) {
-			d.signer, d.header["kid"] = d.untrusted.private, d.untrusted.kid
-			d.header["jku"] = strings.TrimSuffix(d.issuer, "/") + "/faults/jwks.json"
-		}},
-	{Name: "x5c", Refuse: "must", Why: "another key signed, and the header brings its self-signed certificate as x5c", See: "RFC 7515 section 4.1.6",
-		key: true, apply: func(d *badToken) { d.signer, d.header["x5c"] = d.untrusted.private, []string{d.untrusted.certificate} }},
-	{Name: "crit", Refuse: "must", Why: "crit names an extension that no verifier knows", See: "RFC 7515 section 4.1.11",
-		apply: func(d *badToken) { d.header["crit"], d.header[undefined] = []string{undefined}, true }},
-	{Name: "expired", Refuse: "must", Why: "exp was an hour ago", See: "RFC 7519 section 4.1.4", expired: true},
-	{Name: "not-yet", Refuse: "must", Why: "nbf is in an hour", See: "RFC 7519 section 4.1.5",
-		apply: func(d *badToken) { d.claims["nbf"] = d.now.Add(time.Hour).Unix() }},
-	{Name: "issuer", Refuse: "must", Why: "iss is another issuer", See: "RFC 8725 section 3.8",
-		apply: func(d *badToken) { d.claims["iss"] = "https://another-issuer.invalid" }},
-	{Name: "audience", Refuse: "must", Why: "aud is another audience", See: "RFC 7519 section 4.1.3",
-		apply: func(d *badToken) { d.claims["aud"] = "https://another-audience.invalid" }},
-	{Name: "alg", Refuse: "should", Why: "alg is RS512, and the JWK says RS256", See: "RFC 8725 section 3.1",
-		apply: func(d *badToken) { d.signWith(jwt.SigningMethodRS512, d.signer) }},
-	{Name: "type", Refuse: "should", Why: "typ is that of another kind of JWT, a security event", See: "RFC 8725 section 3.11",
-		apply: func(d *badToken) { d.header["typ"] = "secevent+jwt" }},
-	{Name: "no-expiry", Refuse: "should", Why: "exp is missing, so the token is good for as long as its key is published", See: "RFC 9068 section 2.2", without: "exp"},
-	{Name: "expiry-text", Refuse: "should", Why: "exp is a string; who ignores it takes the token for as long as its key is published", See: "RFC 7519 section 4.1.4",
-		apply: func(d *badToken) { d.claims["exp"] = strconv.FormatInt(d.expires, 10) }},
-	{Name: "no-issuer", Refuse: "should", Why: "iss is missing", See: "RFC 9068 section 2.2", without: "iss"},
-	{Name: "no-audience", Refuse: "should", Why: "aud is missing", See: "RFC 9068 section 2.2", without: "aud"},
-	{Name: "no-kid", Refuse: "may", Why: "kid is missing", See: "RFC 7515 section 4.1.4",
-		apply: func(d *badToken) { delete(d.header, "kid") }},
-	{Name: "no-subject", Refuse: "may", Why: "sub is missing", See: "RFC 9068 section 2.2", without: "sub"},
-	{Name: "future-iat", Refuse: "may", Why: "iat is in an hour", See: "RFC 7519 section 4.1.6",
-		apply: func(d *badToken) { d.claims["iat"] = d.now.Add(time.Hour).Unix() }},
-}
-
-// expiryHint names the faults for what exp of a request cannot be.
-const expiryHint = "; the faults no-expiry and expiry-text have no exp and a text"
 
 // undefined is the extension of the example in RFC 7515 appendix E.
 const undefined = "http://example.invalid/UNDEFINED"
+
+// faults is the catalogue.
+var faults = []fault{
+	{Name: "signature", Refuse: "must", See: "RFC 7515 section 5.2", apply: assembled(flipBit),
+		Why: "one bit of the signature is flipped: a verifier that accepts the token does not check signatures"},
+	{Name: "payload", Refuse: "must", See: "RFC 7515 section 5.2", apply: (*badToken).changeSubject,
+		Why: "sub was changed after the token was signed: a verifier that accepts the token lets anyone change its claims"},
+	{Name: "header", Refuse: "must", See: "RFC 7515 section 5.2", apply: (*badToken).changeTypCase,
+		Why: "the case of typ was changed after the token was signed: a verifier that accepts the token does not check who wrote its header"},
+	{Name: "unsigned", Refuse: "must", See: "RFC 7515 section 5.2",
+		Why:   "the signature is empty, and alg is still RS256: a verifier that accepts the token does not require a signature",
+		apply: assembled(func(parts []string) string { return parts[0] + "." + parts[1] + "." })},
+	{Name: "none", Refuse: "must", See: "RFC 8725 section 3.1",
+		Why:   "alg is none, and the signature is empty: a verifier that accepts the token lets anyone make tokens without a key",
+		apply: func(b *badToken) { b.signWith(jwt.SigningMethodNone, jwt.UnsafeAllowNoneSignatureType) }},
+	{Name: "none-case", Refuse: "must", See: "RFC 8725 section 3.1",
+		Why: "alg is nOnE, and the signature is empty: a verifier that refuses only none in lower case lets anyone make tokens without a key",
+		apply: func(b *badToken) {
+			b.signWith(jwt.SigningMethodNone, jwt.UnsafeAllowNoneSignatureType)
+			b.header["alg"] = "nOnE"
+		}},
+	{Name: "wrong-key", Refuse: "must", See: "RFC 7515 section 5.2", key: true, apply: (*badToken).signUntrusted,
+		Why: "kid names a key of the JWK Set, and an untrusted key signed the token"},
+	{Name: "unknown-key", Refuse: "must", See: "RFC 7515 section 4.1.4", key: true,
+		Why: "an untrusted key signed the token, and kid, which is new in every token, names no key of the JWK Set",
+		apply: func(b *badToken) {
+			b.signUntrusted()
+			b.header["kid"] = randomKid()
+		}},
+	{Name: "hs256", Refuse: "must", See: "RFC 8725 section 2.1", apply: hs256(spkiPEM),
+		Why: "alg is HS256, and the secret is the public key as PEM: a verifier that believes alg accepts tokens of anyone"},
+	{Name: "hs256-trimmed", Refuse: "must", See: "RFC 8725 section 2.1",
+		Why:   "alg is HS256, and the secret is the public key as PEM without its last newline, as it is in many environment variables",
+		apply: hs256(func(k key) []byte { return bytes.TrimSuffix(spkiPEM(k), []byte("\n")) })},
+	{Name: "hs256-der", Refuse: "must", See: "RFC 8725 section 2.1", apply: hs256(spkiDER),
+		Why: "alg is HS256, and the secret is the public key as DER"},
+	{Name: "hs256-pkcs1", Refuse: "must", See: "RFC 8725 section 2.1", apply: hs256(pkcs1PEM),
+		Why: "alg is HS256, and the secret is the public key as PKCS #1 PEM"},
+	{Name: "hs256-jwk", Refuse: "must", See: "RFC 8725 section 2.1", apply: hs256(func(k key) []byte { return encode(k.jwk()) }),
+		Why: "alg is HS256, and the secret is the text of the public key in the JWK Set"},
+	{Name: "hs256-empty", Refuse: "must", See: "RFC 8725 section 3.5", apply: hs256(noSecret),
+		Why: "alg is HS256, and the secret is empty: a verifier whose secret is not set accepts tokens of anyone"},
+	{Name: "kid-path", Refuse: "must", See: "RFC 8725 section 3.10",
+		Why: "alg is HS256, and kid is the path of an empty file: a verifier that reads its secret there accepts tokens of anyone",
+		apply: func(b *badToken) {
+			hs256(noSecret)(b)
+			b.header["kid"] = "../../../../../../dev/null"
+		}},
+	{Name: "jwk", Refuse: "must", See: "RFC 8725 section 3.10", key: true,
+		Why: "an untrusted key signed the token, and the header contains it as jwk: a verifier that trusts it accepts tokens of anyone",
+		apply: func(b *badToken) {
+			b.signUntrusted()
+			b.header["jwk"] = b.untrusted.jwk()
+		}},
+	{Name: "jku", Refuse: "must", See: "RFC 8725 section 3.10", key: true,
+		Why: "an untrusted key signed the token, and jku is the URL of its JWK Set: a verifier that fetches it accepts tokens of anyone",
+		apply: func(b *badToken) {
+			b.signUntrusted()
+			b.header["kid"], b.header["jku"] = b.untrusted.kid, b.url("/faults/jwks.json")
+		}},
+	{Name: "x5c", Refuse: "must", See: "RFC 7515 section 4.1.6", key: true,
+		Why: "an untrusted key signed the token, and x5c is its self-signed certificate: a verifier that trusts it accepts tokens of anyone",
+		apply: func(b *badToken) {
+			b.signUntrusted()
+			b.header["x5c"] = []string{b.untrusted.certificate}
+		}},
+	{Name: "x5u", Refuse: "must", See: "RFC 7515 section 4.1.5", key: true,
+		Why: "an untrusted key signed the token, and x5u is the URL of its certificate: a verifier that fetches it accepts tokens of anyone",
+		apply: func(b *badToken) {
+			b.signUntrusted()
+			b.header["x5u"] = b.url("/faults/x5u.pem")
+		}},
+	{Name: "crit", Refuse: "must", See: "RFC 7515 section 4.1.11",
+		Why:   "crit names an extension that no verifier knows, and the header contains it: a verifier has to refuse what it does not understand",
+		apply: func(b *badToken) { b.header["crit"], b.header[undefined] = []string{undefined}, true }},
+	{Name: "alg", Refuse: "must", See: "RFC 8725 section 3.1",
+		Why:   "alg is RS512, and the key in the JWK Set is for RS256: a verifier that accepts the token lets it choose its algorithm",
+		apply: func(b *badToken) { b.signWith(jwt.SigningMethodRS512, b.signer) }},
+
+	{Name: "two-parts", Refuse: "must", See: "RFC 7515 section 7.1",
+		Why:   "the token is a header and a payload, without a signature and its dot",
+		apply: assembled(func(parts []string) string { return parts[0] + "." + parts[1] })},
+	{Name: "four-parts", Refuse: "must", See: "RFC 7515 section 7.1",
+		Why:   "the token is a good one, followed by a fourth part",
+		apply: assembled(func(parts []string) string { return strings.Join(parts, ".") + ".e30" })},
+	{Name: "five-parts", Refuse: "must", See: "RFC 7515 section 7.1",
+		Why:   "the token is a good one, followed by two more parts, as many as those of an encrypted token",
+		apply: assembled(func(parts []string) string { return strings.Join(parts, ".") + ".e30.e30" })},
+	{Name: "no-parts", Refuse: "must", See: "RFC 7515 section 7.1",
+		Why: "the token is two dots: its header, payload and signature are empty",
+		apply: func(b *badToken) {
+			b.assemble, b.expires = func([]string) string { return ".." }, 0
+		}},
+	{Name: "not-base64", Refuse: "must", See: "RFC 7515 section 5.2", apply: assembled(insertExclamationMark),
+		Why: "an exclamation mark is in the middle of the signature: with a decoder that skips it, one token has many texts"},
+	{Name: "padded", Refuse: "should", See: "RFC 7515 section 2", apply: (*badToken).keepPadding,
+		Why: "header and payload have the padding of base64, which JWS leaves out, and are signed so"},
+	{Name: "json", Refuse: "must", See: "RFC 7519 section 1", apply: assembled(flattenedJSON),
+		Why: "the token is in the JSON serialization of JWS, and a JWT is always in the compact one"},
+	{Name: "not-json", Refuse: "must", See: "RFC 7519 section 7.2", apply: replacePayload("no JSON"),
+		Why: "the payload is a text that is not JSON: a verifier that checks the signature only has to refuse it when it reads the claims"},
+	{Name: "array", Refuse: "must", See: "RFC 7519 section 7.2", apply: replacePayload("[]"),
+		Why: "the payload is an array instead of an object, so it has no claims that a verifier could check"},
+	{Name: "alg-number", Refuse: "must", See: "RFC 7515 section 4.1.1", apply: setHeader("alg", 256),
+		Why: "alg is a number instead of a string, and the signature is that of RS256"},
+	{Name: "kid-array", Refuse: "should", See: "RFC 7515 section 4.1.4",
+		Why:   "kid is an array with the kid, and has to be a string",
+		apply: func(b *badToken) { b.header["kid"] = []any{b.header["kid"]} }},
+	{Name: "duplicate-alg", Refuse: "must", See: "RFC 7515 section 4", apply: (*badToken).duplicateAlg,
+		Why: "the header has alg twice, RS256 and then none: two readers of the token see different algorithms"},
+
+	{Name: "expired", Refuse: "must", See: "RFC 7519 section 4.1.4", expired: true,
+		Why: "exp was an hour ago: a verifier that accepts the token accepts it until its key is gone"},
+	{Name: "expiry-zero", Refuse: "must", See: "RFC 7519 section 4.1.4", apply: func(b *badToken) { b.setExp(0) },
+		Why: "exp is 0, which is in 1970: a verifier that takes it for no expiry accepts the token until its key is gone"},
+	{Name: "not-yet", Refuse: "must", See: "RFC 7519 section 4.1.5",
+		Why:   "nbf is in an hour: the token must not be accepted before then",
+		apply: func(b *badToken) { b.claims["nbf"] = b.now.Add(time.Hour).Unix() }},
+	{Name: "issuer", Refuse: "must", See: "RFC 8725 section 3.8", apply: setClaim("iss", "https://another-issuer.invalid"),
+		Why: "iss is another issuer: a verifier that trusts several issuers would believe what one says in the name of another"},
+	{Name: "issuer-prefix", Refuse: "must", See: "RFC 8725 section 3.8", apply: (*badToken).extendIssuer,
+		Why: "iss is another issuer that begins with the right one: a verifier has to compare all of it"},
+	{Name: "audience", Refuse: "must", See: "RFC 8725 section 3.9", apply: setClaim("aud", anotherAudience),
+		Why: "aud is another audience: a verifier that accepts the token accepts tokens that their owners gave to other services"},
+	{Name: "audience-array", Refuse: "must", See: "RFC 8725 section 3.9", apply: setClaim("aud", []string{anotherAudience}),
+		Why: "aud is an array of one other audience: a verifier that compares only strings accepts tokens for other services"},
+	{Name: "no-audience", Refuse: "must", See: "RFC 8725 section 3.9", claim: "aud", without: true,
+		Why: "aud is missing: a verifier that accepts the token accepts tokens for other services"},
+	{Name: "type", Refuse: "should", See: "RFC 8725 section 3.11", apply: setHeader("typ", "secevent+jwt"),
+		Why: "typ is that of another kind of JWT, a security event, which does not give access to anything"},
+	{Name: "no-expiry", Refuse: "should", See: "RFC 9068 section 2.2", claim: "exp", without: true,
+		Why:   "exp is missing: a verifier that does not require it accepts the token until its key is gone",
+		apply: func(b *badToken) { b.expires = 0 }},
+	{Name: "expiry-null", Refuse: "should", See: "RFC 7519 section 4.1.4", apply: func(b *badToken) { b.setExp(nil) },
+		Why: "exp is null: a verifier that ignores it accepts the token until its key is gone"},
+	{Name: "expiry-text", Refuse: "should", See: "RFC 7519 section 4.1.4",
+		Why:   "exp is a string: a verifier that ignores it accepts the token until its key is gone",
+		apply: func(b *badToken) { b.setExp(strconv.FormatInt(b.expires, 10)) }},
+	{Name: "expiry-array", Refuse: "should", See: "RFC 7519 section 4.1.4",
+		Why:   "exp is an array with a number: a verifier that ignores it accepts the token until its key is gone, and some verifiers crash",
+		apply: func(b *badToken) { b.setExp([]any{b.claims["exp"]}) }},
+	{Name: "no-issuer", Refuse: "should", See: "RFC 9068 section 2.2", claim: "iss", without: true,
+		Why: "iss is missing: a verifier that does not require it does not know whose token it accepts"},
+
+	{Name: "duplicate-claim", Refuse: "may", See: "RFC 7519 section 4", claim: "sub", apply: (*badToken).duplicateSubject,
+		Why: "the payload has sub twice, first another and then the right one: two readers of the token may see different users"},
+	{Name: "no-kid", Refuse: "may", See: "RFC 7515 section 4.1.4", apply: func(b *badToken) { delete(b.header, "kid") },
+		Why: "kid is missing: a verifier may try all keys of the JWK Set, or refuse the token"},
+	{Name: "no-subject", Refuse: "may", See: "RFC 9068 section 2.2", claim: "sub", without: true,
+		Why: "sub is missing, which access tokens have to have"},
+	{Name: "no-iat", Refuse: "may", See: "RFC 9068 section 2.2", claim: "iat", without: true,
+		Why: "iat is missing, which access tokens have to have"},
+	{Name: "future-iat", Refuse: "may", See: "RFC 7519 section 4.1.6",
+		Why:   "iat is in an hour: the token comes from the future, or one of the clocks is wrong",
+		apply: func(b *badToken) { b.claims["iat"] = b.now.Add(time.Hour).Unix() }},
+	{Name: "access-token", Refuse: "may", See: "RFC 9068 section 4",
+		Why: "typ is at+jwt, or JWT if all other tokens have at+jwt: a verifier may require the type that it knows",
+		apply: func(b *badToken) {
+			if typ := b.header["typ"].(string); strings.EqualFold(typ, accessTokenType) {
+				b.header["typ"] = "JWT"
+			} else {
+				b.header["typ"] = accessTokenType
+			}
+		}},
+
+	{Name: "audience-list", Refuse: "never", See: "RFC 7519 section 4.1.3", claim: "aud", apply: (*badToken).listAudience,
+		Why: "aud is an array with another audience and then the right one, and the right one is enough"},
+	{Name: "fraction", Refuse: "never", See: "RFC 7519 section 2", apply: (*badToken).subtractHalf,
+		Why: "exp and iat have a fraction of a second, which a NumericDate may have"},
+	{Name: "unknown-header", Refuse: "never", See: "RFC 7515 section 4", apply: setHeader(undefined, true),
+		Why: "the header has a parameter that no verifier knows, and verifiers have to ignore such parameters"},
+	{Name: "unknown-claim", Refuse: "never", See: "RFC 7519 section 4", apply: setClaim(undefined, true),
+		Why: "the payload has a claim that no verifier knows, and verifiers have to ignore such claims"},
+	{Name: "whitespace", Refuse: "never", See: "RFC 8259 section 2", apply: func(b *badToken) { b.rewrite(indent) },
+		Why: "the JSON of header and payload has line breaks and blanks"},
+	{Name: "escaped", Refuse: "never", See: "RFC 8259 section 7", apply: func(b *badToken) { b.rewrite(escapeNames) },
+		Why: "the names of header parameters and claims are written with escapes, which mean the same"},
+}
+
+// expiredKey is the fault of expired=key.
+var expiredKey = fault{expired: true, key: true, apply: func(b *badToken) {
+	b.signUntrusted()
+	b.header["kid"] = b.untrusted.kid
+}}
+
+// expiryHint names the faults that make what exp of a request cannot be.
+const expiryHint = "; the faults no-expiry, expiry-null and expiry-text leave it out, or make it null or a string"
 
 // findFault returns the fault of a name. Its error lists all names.
 func findFault(name string) (fault, error) {
@@ -146,17 +274,16 @@ func (t *tester) parseOptions(ctx context.Context, query url.Values, longest tim
 	if err != nil {
 		return tokenOptions{}, err
 	}
-	value := query.Get(name)
-	expiredKey := name == "expired" && value == "key"
-	if name != "fault" && !expiredKey {
+	var f fault
+	switch value := query.Get(name); {
+	case name == "expired" && value == "key":
+		f = expiredKey
+	case name == "fault":
+		if f, err = findFault(value); err != nil {
+			return tokenOptions{}, err
+		}
+	default:
 		return parseOptions(query, longest)
-	}
-	if expiredKey {
-		value = "unknown-key"
-	}
-	f, err := findFault(value)
-	if err != nil {
-		return tokenOptions{}, err
 	}
 	var untrusted untrustedKey
 	if f.key {
@@ -165,93 +292,28 @@ func (t *tester) parseOptions(ctx context.Context, query url.Values, longest tim
 		}
 	}
 	o := tokenOptions{lifetime: longest, sign: func(d *draft) (string, error) { return f.sign(d, untrusted) }}
-	if f.expired || expiredKey {
+	if f.expired {
 		o.lifetime = -expiredAgo
 	}
 	return o, nil
 }
 
-// A badToken is a token on its way to a fault.
-type badToken struct {
-	*draft
-	untrusted untrustedKey
-	tamper    func(parts []string) // changes the three parts of the signed token; may be nil
-}
-
-func (d *badToken) signWith(method jwt.SigningMethod, signer any) {
-	d.method, d.signer, d.header["alg"] = method, signer, method.Alg()
-}
-
-// sign returns the token of a draft, with the fault.
+// sign returns the token of a draft, with the fault. It returns an error for the client if
+// the token does not have the claim that the fault changes.
 func (f fault) sign(d *draft, untrusted untrustedKey) (string, error) {
-	if _, ok := d.claims[f.without]; f.without != "" && !ok {
-		return "", badRequest("the token has no %s to leave out: ask for it in the body; for aud, -audience will do as well", f.without)
+	if _, ok := d.claims[f.claim]; f.claim != "" && !ok {
+		flag := ""
+		if f.claim == "aud" {
+			flag = ", or start the server with -audience"
+		}
+		return "", badRequest("the fault %s needs a token with %s: request one in the body%s", f.Name, f.claim, flag)
 	}
-	delete(d.claims, f.without)
-	b := &badToken{draft: d, untrusted: untrusted}
+	if f.without {
+		delete(d.claims, f.claim)
+	}
+	b := newBadToken(d, untrusted)
 	if f.apply != nil {
 		f.apply(b)
 	}
-	token, err := d.sign()
-	if err != nil || b.tamper == nil {
-		return token, err
-	}
-	parts := strings.Split(token, ".")
-	b.tamper(parts)
-	return strings.Join(parts, "."), nil
-}
-
-// flipBit flips a bit in the middle of the signature. The last character would not do,
-// because its low bits are spare.
-func flipBit(parts []string) {
-	signature, _ := base64.RawURLEncoding.DecodeString(parts[2])
-	signature[len(signature)/2] ^= 1
-	parts[2] = base64.RawURLEncoding.EncodeToString(signature)
-}
-
-func (d *badToken) changeSubject(parts []string) {
-	var sub any = "nobody"
-	if d.claims["sub"] != nil {
-		json.Unmarshal(encode(d.claims["sub"]), &sub)
-	}
-	d.claims["sub"] = fmt.Sprintf("not-%v", sub)
-	parts[1] = encodePart(encode(d.claims))
-}
-
-// publicPEM returns the public half of a key as people have it in a file (SPKI).
-func publicPEM(k key) []byte {
-	der, _ := x509.MarshalPKIXPublicKey(&k.private.PublicKey)
-	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
-}
-
-// An untrustedKey is a key that no verifier trusts. It lives in memory, and only the JWK
-// Set that jku names has it.
-type untrustedKey struct {
-	key
-	certificate string    // self-signed, DER in base64 (RFC 7515 section 4.1.6)
-	set         *document // at which jku points
-	chain       *document // at which x5u points: the certificate as PEM (RFC 7515 section 4.1.5)
-}
-
-func newUntrustedKey(bits int) (untrustedKey, error) {
-	private, err := rsa.GenerateKey(rand.Reader, bits)
-	if err != nil {
-		return untrustedKey{}, err
-	}
-	now := time.Now()
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "nobody should trust this"},
-		NotBefore: now.Add(-24 * time.Hour), NotAfter: now.AddDate(10, 0, 0),
-	}
-	certificate, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
-	if err != nil {
-		return untrustedKey{}, err
-	}
-	k := newKey(private, template.NotAfter)
-	return untrustedKey{
-		key:         k,
-		certificate: base64.StdEncoding.EncodeToString(certificate),
-		set:         jwkSet([]key{k}),
-		chain:       newText([]string{"application/pem-certificate-chain"}, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate})),
-	}, nil
+	return b.sign()
 }

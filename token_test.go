@@ -118,7 +118,7 @@ func TestExp(t *testing.T) {
 		for _, body := range []string{`{"exp":null}`, `{"exp":"1"}`, `{"exp":1e300}`} {
 			w := s.do("POST", "/auth", body)
 			w.checkError(t, body, 400, "invalid_request")
-			for _, name := range []string{"no-expiry", "expiry-text"} {
+			for _, name := range []string{"no-expiry", "expiry-null", "expiry-text"} {
 				must(findFault(name))
 				if !strings.Contains(w.body, name) {
 					t.Errorf("%s = %s; want %s in it", body, w.body, name)
