@@ -53,6 +53,6 @@ image:
 	$(DOCKER) build -t $(IMAGE) -f deploy/Dockerfile deploy/image
 
 # What needs root, Debian, and namespaces or emulators of its own.
-CHECKS = hang hosts image qemu systemd wine
+CHECKS = hang hosts image qemu systemd testcontainers wine
 checks: $(CHECKS:%=deploy/checks/%)
 	for check in $^; do echo "$$check"; $$check || exit 1; done
