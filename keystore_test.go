@@ -114,37 +114,6 @@ func TestStore(t *testing.T) {
 		equal(t, "the key is published", s.set(t)[thumbprint(&private.PublicKey)] != nil, false)
 		takeAll(t, s.store.turns)()
 	})
-	for _, test := range []struct {
-		away      time.Duration
-		wantKept  int // of the three keys
-		wantKnown bool
-	}{
-		{away: 0, wantKept: 3, wantKnown: true},
-		{away: 134*time.Minute + 59*time.Second, wantKept: 1, wantKnown: true}, // the last key still signs
-		{away: 140 * time.Minute, wantKept: 1},
-		{away: 24 * time.Hour},
-	} {
-		for _, restart := range []bool{false, true} {
-			rule := fmt.Sprintf("keys that verifiers know sign first after a sleep or a restart/%s restart %t", test.away, restart)
-			bubble(t, rule, func(t *testing.T) {
-				s := newTestServer(t)
-				before := s.set(t)
-				time.Sleep(test.away)
-				if restart {
-					s = newTestServer(t, "-keys", string(s.store.dir))
-				}
-				token := s.token(t, "", "")
-				set, kept := s.set(t), 0
-				for kid := range before {
-					if set[kid] != nil {
-						kept++
-					}
-				}
-				equal(t, "keys of before that are published", kept, test.wantKept)
-				equal(t, "a key of before signs", before[kidOf(t, token)] != nil, test.wantKnown)
-			})
-		}
-	}
 }
 
 func TestTokensVerifyForThreeDaysOfRotation(t *testing.T) {
@@ -588,14 +557,6 @@ func TestStart(t *testing.T) {
 		equal(t, "waited for the others", time.Since(begin), startWait)
 		release()
 		wantInLog(t, logged, 1, "still waiting")
-	})
-	t.Run("a file that is gone when it is opened stops nothing", func(t *testing.T) {
-		dir := keyDir(t.TempDir())
-		k := putKey(t, dir, 0, time.Hour)
-		ok(t, os.Symlink("nowhere", dir.path("20991231T235959Z.x.pem")))
-		s, _, err := open(t, dir)
-		ok(t, err)
-		equal(t, "the key whose file is there", s.keys[0].kid, k.kid)
 	})
 	t.Run("the log says which keys were found, and which of them others may read", func(t *testing.T) {
 		dir := keyDir(t.TempDir())
