@@ -1,0 +1,315 @@
+package interop
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestThePageShowsEachRecipeAsItRuns(t *testing.T) {
+	t.Parallel()
+	page := readFile(t, "README.md")
+	for _, s := range services {
+		if !strings.Contains(page, "\n### "+s.name+"\n") {
+			t.Errorf("README.md has no heading ### %s", s.name)
+		}
+		for _, file := range s.files {
+			path := filepath.Join(s.dir, file)
+			start, end := recipeBlock(page, path)
+			if start < 0 {
+				t.Errorf("README.md does not show %s; want a line [%[1]s](%[1]s), and then its text in a fenced block", path)
+				continue
+			}
+			if content := readFile(t, path); page[start:end] != content {
+				if *update {
+					page = page[:start] + content + page[end:]
+				} else {
+					t.Errorf("README.md shows %s as\n%s\nwant what it is; go test -run TestThePage -update writes it", path, page[start:end])
+				}
+			}
+		}
+	}
+	if *update {
+		if err := os.WriteFile("README.md", []byte(page), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// recipeBlock returns where the page has the text of a file; start is -1 if it has none.
+func recipeBlock(page, path string) (start, end int) {
+	link := regexp.QuoteMeta(fmt.Sprintf("[%s](%[1]s)", path))
+	found := regexp.MustCompile("(?m)^" + link + "\n\n```[a-z]*\n((?s:.*?))^```$").FindStringSubmatchIndex(page)
+	if found == nil {
+		return -1, -1
+	}
+	return found[2], found[3]
+}
+
+func TestThePageShowsWhatWasSeen(t *testing.T) {
+	requireCheck(t) // not parallel: another test writes the page, too
+	var faults []fault
+	getJSON(t, start(t, "-audience", audience).issuer+"/faults", &faults)
+	page := readFile(t, "README.md")
+	for _, table := range []struct {
+		name string
+		text string
+	}{
+		{"tokens", tokenTable(t, faults)},
+		{"keys", keyTable(t)},
+		{"answers", answerTable(t)},
+	} {
+		before, rest, ok1 := strings.Cut(page, "<!-- seen: "+table.name+" -->\n")
+		_, after, ok2 := strings.Cut(rest, "<!-- end -->\n")
+		if !ok1 || !ok2 {
+			t.Fatalf("README.md has no place for it: want the lines <!-- seen: %s --> and <!-- end -->", table.name)
+		}
+		page = before + "<!-- seen: " + table.name + " -->\n" + table.text + "<!-- end -->\n" + after
+	}
+	wantFile(t, "README.md", page)
+}
+
+func TestEachServiceRefusesWhatItMustOrAStrictOneDoes(t *testing.T) {
+	t.Parallel()
+	for _, s := range services {
+		failed := readResults(t, s).failed()
+		if failed == nil || s.open != "" {
+			continue
+		}
+		i := slices.IndexFunc(services, func(other service) bool { return other.name == s.strict })
+		if i < 0 {
+			t.Errorf("%s fails %q, and there is no strict recipe; want one, or why there is none", s.name, failed)
+		} else if failed := readResults(t, services[i]).failed(); failed != nil {
+			t.Errorf("%s fails %q; want that the strict recipe fails nothing", services[i].name, failed)
+		}
+	}
+}
+
+// tokenTable is what each service accepts of bad tokens, and refuses of good ones.
+func tokenTable(t *testing.T, faults []fault) string {
+	var b strings.Builder
+	fmt.Fprint(&b, "| recipe | accepts of `must` | of `should` | of `may` | refuses of `never` |\n|---|---|---|---|---|\n")
+	for _, s := range services {
+		r := readResults(t, s)
+		fmt.Fprintf(&b, "| [%s](#%s) |", s.name, anchor(s.name))
+		if r.rows == nil {
+			fmt.Fprint(&b, " not run | | | |\n")
+			continue
+		}
+		for _, level := range []string{"must", "should", "may", "never"} {
+			var names []string
+			for _, f := range faults {
+				row := r.row(f.Name)
+				switch accepted := strings.HasPrefix(row.text, "accepted"); {
+				case f.Refuse != level:
+				case row.status == "skip" && level != "may":
+					names = append(names, "("+f.Name+": not tried)")
+				case row.name != "" && row.status != "skip" && accepted != (level == "never"):
+					names = append(names, "`"+f.Name+"`")
+				}
+			}
+			fmt.Fprintf(&b, " %s |", strings.Join(names, " "))
+		}
+		fmt.Fprintln(&b)
+	}
+	fmt.Fprint(&b, "\nSeen with:\n\n")
+	for _, s := range services {
+		if r := readResults(t, s); r.rows != nil && !strings.HasSuffix(s.name, ", strict") {
+			fmt.Fprintf(&b, "- %s: %s\n", s.name, r.versions)
+		}
+	}
+	return b.String()
+}
+
+// anchor returns the fragment of a heading's URL, as GitHub makes it.
+func anchor(heading string) string {
+	return strings.ReplaceAll(regexp.MustCompile(`[^a-z0-9 _-]`).ReplaceAllString(strings.ToLower(heading), ""), " ", "-")
+}
+
+// keyTable is what each service does about keys.
+func keyTable(t *testing.T) string {
+	var b strings.Builder
+	fmt.Fprint(&b, "| recipe | new key | odd sets: refuses keys in | unusable sets: refuses known keys during | reads for 20 unknown keys | "+
+		"then a new key | removed key | needs `-publish-ahead` |\n|---|---|---|---|---|---|---|---|\n")
+	for _, s := range services {
+		r := readResults(t, s)
+		if r.rows == nil || strings.HasSuffix(s.name, ", strict") {
+			continue // a strict one gets its keys in the same way
+		}
+		fmt.Fprintf(&b, "| %s | %s |\n", s.name, strings.Join([]string{
+			newKey(r.row("new-key"), s), sets(r, s, isOdd), sets(r, s, isUnusable), reads(r.row("unknown-keys")),
+			newKey(r.row("new-key-after"), s), removedKey(r.row("removed-key"), s), needs(r, s),
+		}, " | "))
+	}
+	return b.String()
+}
+
+func (s service) checkWait() time.Duration { return max(s.wait, 10*time.Second) }
+
+// longerThan returns the words for more than -check-wait.
+func longerThan(s service) string {
+	return "> " + strings.NewReplacer("m0s", " min", "s", " s").Replace(s.checkWait().String())
+}
+
+func newKey(r row, s service) string {
+	_, after, _ := strings.Cut(r.text, "accepted ")
+	switch {
+	case r.status == "skip":
+		return "not tried"
+	case after != "" && r.status == "ok":
+		return strings.TrimPrefix(after, "after ")
+	case after != "":
+		return strings.TrimPrefix(after, "after ") + ", and before: " + short(r.text)
+	}
+	return longerThan(s) + ": " + short(r.text)
+}
+
+// short returns the first answer of a text: a status, or what happened instead.
+func short(text string) string {
+	if found := regexp.MustCompile(`(?:refused with|answered) (\d+)`).FindStringSubmatch(text); found != nil {
+		return found[1]
+	}
+	text, _, _ = strings.Cut(text, ";")
+	return text
+}
+
+func isOdd(name string) bool { return !isUnusable(name) && name != "sets/no-alg-alg" }
+func isUnusable(name string) bool {
+	return slices.Contains(strings.Fields("error unavailable not-found html empty no-keys cut slow huge redirect"), strings.TrimPrefix(name, "sets/"))
+}
+
+// sets returns the JWK Sets of a kind in which a service refuses keys, and what is left of that
+// when the set is good again.
+func sets(r results, s service, kind func(string) bool) string {
+	var found []string
+	tried := 0
+	whole := r.row("sets/odd")
+	for _, row := range r.rows {
+		name, isSet := strings.CutPrefix(row.name, "sets/")
+		if !isSet || !kind(row.name) || row.status == "skip" {
+			continue
+		}
+		tried++
+		if row.status == "ok" || row == whole && tried > 1 {
+			continue
+		}
+		text := "`" + name + "`"
+		if note := lasting(row.text, s); note != "" {
+			text += " (" + note + ")"
+		}
+		found = append(found, text)
+	}
+	if len(found) > 1 && found[0] == "`odd`" {
+		found = found[1:] // its parts say more
+	}
+	switch {
+	case tried == 0:
+		return "not tried"
+	case found == nil:
+		return "none"
+	}
+	return strings.Join(found, ", ")
+}
+
+var again = regexp.MustCompile(`with a good set again, a known key is (?:accepted )?(.*?)(?:, a new one is (?:accepted )?(.*))?$`)
+
+// lasting returns what a set did to a service beyond a refusal that ended with it.
+func lasting(text string, s service) string {
+	var notes []string
+	if found := regexp.MustCompile(`answered (\d+), which is no refusal|no answer within \d+ s`).FindString(text); found != "" {
+		notes = append(notes, strings.TrimSuffix(found, ", which is no refusal"))
+	}
+	if found := again.FindStringSubmatch(text); found != nil {
+		if known := found[1]; known != atOnce {
+			notes = append(notes, "a known key again "+known)
+		}
+		if fresh := found[2]; fresh != "" && fresh != atOnce && s.wait == 0 {
+			notes = append(notes, "a new one "+fresh)
+		}
+	}
+	return strings.Join(notes, "; ")
+}
+
+func reads(r row) string {
+	_, after, ok := strings.Cut(r.text, "cost ")
+	if !ok {
+		return "not tried"
+	}
+	text, _, _ := strings.Cut(after, " of")
+	text, _, _ = strings.Cut(text, ":")
+	return text
+}
+
+func removedKey(r row, s service) string {
+	switch {
+	case r.status == "skip" || r.text == "":
+		return "not tried"
+	case strings.Contains(r.text, "longer than -check-wait"):
+		return longerThan(s)
+	}
+	_, after, _ := strings.Cut(r.text, "refused ")
+	return strings.TrimPrefix(after, "after ")
+}
+
+// needs returns the -publish-ahead that a service needs, so that it never meets an unknown key
+// that it refuses.
+func needs(r results, s service) string {
+	if s.keeps != "" {
+		return s.keeps
+	}
+	longest := ""
+	for _, name := range []string{"new-key", "new-key-after"} {
+		row := r.row(name)
+		_, class, ok := strings.Cut(row.text, "accepted ")
+		if !ok || row.status == "skip" {
+			return "not known"
+		}
+		if class = strings.TrimPrefix(class, "after "); class != atOnce {
+			longest = class
+		}
+	}
+	needed := map[string]string{"": "none", "5 s": "10s", "10 s": "30s", "30 s": "1m", "1 min": "2m", "2 min": "5m", "5 min": "10m", "10 min": "20m"}
+	return needed[longest]
+}
+
+// answerTable is which statuses the services answer.
+func answerTable(t *testing.T) string {
+	var b strings.Builder
+	fmt.Fprint(&b, "| recipe | refuses with | `WWW-Authenticate: Bearer` without a token | `invalid_token` for an expired one | 5xx or no answer |\n|---|---|---|---|---|\n")
+	yes := map[string]string{"ok": "yes", "todo": "no"}
+	for _, s := range services {
+		r := readResults(t, s)
+		if r.rows == nil || strings.HasSuffix(s.name, ", strict") {
+			continue
+		}
+		var refusals []string
+		crashes := map[string][]string{}
+		for _, row := range r.rows {
+			for _, found := range regexp.MustCompile(`refused with (\d+)`).FindAllStringSubmatch(row.text, -1) {
+				if !slices.Contains(refusals, found[1]) {
+					refusals = append(refusals, found[1])
+				}
+			}
+			for _, found := range regexp.MustCompile(`answered 5\d\d|no answer|connection was lost|ended the service`).FindAllString(row.text, -1) {
+				kind := strings.TrimPrefix(found, "answered ")
+				if !slices.Contains(crashes[kind], "`"+row.name+"`") && row.status != "skip" {
+					crashes[kind] = append(crashes[kind], "`"+row.name+"`")
+				}
+			}
+		}
+		slices.Sort(refusals)
+		var crashed []string
+		for _, kind := range slices.Sorted(maps.Keys(crashes)) {
+			crashed = append(crashed, kind+": "+strings.Join(crashes[kind], " "))
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", s.name, strings.Join(refusals, ", "),
+			yes[r.row("challenge").status], yes[r.row("challenge-expired").status], strings.Join(crashed, "; "))
+	}
+	return b.String()
+}

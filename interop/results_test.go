@@ -1,0 +1,266 @@
+package interop
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// results are what -check found out about a service. They are committed in seen/, without
+// what differs from run to run.
+type results struct {
+	versions string
+	rows     []row
+}
+
+// A row is a line of -check's TAP.
+type row struct {
+	status string // ok, not ok, todo (should be otherwise) or skip
+	name   string
+	text   string // what happened
+}
+
+var (
+	tapRow = regexp.MustCompile(`^(ok|not ok) \d+ - ([^ :]+)(?:: (.*?))?(?: # (TODO|SKIP) (.*))?$`)
+
+	// What the check says of the row and not of the service.
+	comments = regexp.MustCompile(`, which is allowed$|, and must be (refused|accepted)(: [^;]*)?`)
+	// Times and reads that depend on when the check asked.
+	refusedFor = regexp.MustCompile(` for \d+\.\d s, with \d+ reads? of the JWK Set`)
+	longer     = regexp.MustCompile(`for \d+(\.\d)? s and longer(, with \d+ reads? of the JWK Set)?`)
+	afterReads = regexp.MustCompile(`(after \d+\.\d s) and \d+ reads? of the JWK Set`)
+	moment     = regexp.MustCompile(`(after|in) (\d+\.\d) s`)
+	cost       = regexp.MustCompile(`cost (\d+) reads? of the JWK Set`)
+	answers    = regexp.MustCompile(`(: |, )\d+ (refused|accepted|answered|the connection|no answer)`)
+	loopback   = regexp.MustCompile(`(127\.0\.0\.1|localhost):\d+`)
+)
+
+func parseTAP(output string) (rows []row) {
+	for line := range strings.Lines(output) {
+		found := tapRow.FindStringSubmatch(strings.TrimSuffix(line, "\n"))
+		if found == nil {
+			continue
+		}
+		r := row{status: found[1], name: found[2], text: found[3]}
+		switch {
+		case found[4] == "SKIP":
+			r.status, r.text = "skip", found[5]
+		case found[4] == "TODO" && r.status == "not ok":
+			r.status = "todo"
+		}
+		r.text = stable(strings.NewReplacer(`\\`, `\`, `\#`, "#").Replace(r.text))
+		rows = append(rows, r)
+	}
+	return rows
+}
+
+// stable returns text with classes in place of times and numbers of reads, so that runs on a
+// busy machine find the same.
+func stable(text string) string {
+	text = comments.ReplaceAllString(text, "")
+	text = refusedFor.ReplaceAllString(text, "")
+	text = longer.ReplaceAllString(text, "for longer than -check-wait")
+	text = afterReads.ReplaceAllString(text, "$1")
+	text = moment.ReplaceAllStringFunc(text, func(found string) string {
+		preposition, number, _ := strings.Cut(strings.TrimSuffix(found, " s"), " ")
+		seconds, _ := strconv.ParseFloat(number, 64)
+		if class := timeClass(seconds); class == atOnce {
+			return atOnce
+		} else {
+			return preposition + " " + class
+		}
+	})
+	text = cost.ReplaceAllStringFunc(text, func(found string) string {
+		reads, _ := strconv.Atoi(cost.FindStringSubmatch(found)[1])
+		return "cost " + readClass(reads)
+	})
+	text = answers.ReplaceAllString(text, "$1$2")
+	return loopback.ReplaceAllString(text, "$1:…")
+}
+
+const atOnce = "at once"
+
+// timeClass returns the class of a number of seconds. Its limits lie between what verifiers
+// are known to wait.
+func timeClass(seconds float64) string {
+	for _, class := range []struct {
+		limit float64
+		name  string
+	}{{3, atOnce}, {7.5, "5 s"}, {15, "10 s"}, {45, "30 s"}, {90, "1 min"}, {200, "2 min"}, {420, "5 min"}, {900, "10 min"}} {
+		if seconds < class.limit {
+			return class.name
+		}
+	}
+	return "more than 15 min"
+}
+
+func readClass(reads int) string {
+	switch {
+	case reads <= 2:
+		return "2 reads at most"
+	case reads <= 10:
+		return "10 reads at most"
+	case reads <= 20:
+		return "20 reads"
+	}
+	return "more than 20 reads"
+}
+
+// format returns the results as they are committed: rows of the same result share a line.
+func (r results) format() string {
+	names := map[row][]string{}
+	var kinds []row
+	for _, row := range r.rows {
+		kind := row
+		kind.name = ""
+		if names[kind] == nil {
+			kinds = append(kinds, kind)
+		}
+		names[kind] = append(names[kind], row.name)
+	}
+	var b strings.Builder
+	fmt.Fprintln(&b, r.versions)
+	for _, kind := range kinds {
+		fmt.Fprintf(&b, "\n%s: %s\n", kind.status, kind.text)
+		line := " "
+		for _, name := range names[kind] {
+			if len(line)+len(name) > 110 {
+				fmt.Fprintln(&b, line)
+				line = " "
+			}
+			line += " " + name
+		}
+		fmt.Fprintln(&b, line)
+	}
+	return b.String()
+}
+
+// readResults returns the committed results of a service, or none.
+func readResults(t *testing.T, s service) (r results) {
+	t.Helper()
+	content, err := os.ReadFile(s.resultsFile())
+	if err != nil {
+		return results{}
+	}
+	var kind row
+	for i, line := range strings.Split(strings.TrimSuffix(string(content), "\n"), "\n") {
+		switch names, indented := strings.CutPrefix(line, "  "); {
+		case i == 0:
+			r.versions = line
+		case indented:
+			for _, name := range strings.Fields(names) {
+				kind.name = name
+				r.rows = append(r.rows, kind)
+			}
+		case line != "":
+			kind.status, kind.text, _ = strings.Cut(line, ": ")
+		}
+	}
+	return r
+}
+
+// resultsFile is where the results of a service are committed.
+func (s service) resultsFile() string {
+	name := strings.Trim(regexp.MustCompile(`[^a-z0-9]+`).ReplaceAllString(strings.ToLower(s.name), "-"), "-")
+	return filepath.Join("seen", name+".txt")
+}
+
+func (r results) row(name string) row {
+	if i := slices.IndexFunc(r.rows, func(row row) bool { return row.name == name }); i >= 0 {
+		return r.rows[i]
+	}
+	return row{}
+}
+
+// waits reports whether the result of a row depends on -check-wait.
+func waits(r row) bool {
+	return strings.HasPrefix(r.name, "sets/") || slices.Contains([]string{"new-key", "unknown-keys", "new-key-after", "removed-key"}, r.name)
+}
+
+func (r results) onlyTokens() results {
+	return results{r.versions, slices.DeleteFunc(slices.Clone(r.rows), waits)}
+}
+func (r results) withoutTokens() results {
+	return results{r.versions, slices.DeleteFunc(slices.Clone(r.rows), func(row row) bool { return !waits(row) })}
+}
+
+// with returns the rows of both, in the order in which -check prints them.
+func (r results) with(waiting results) results {
+	i := slices.IndexFunc(r.rows, func(row row) bool { return row.name == "known-reads" })
+	j := slices.IndexFunc(waiting.rows, func(row row) bool { return row.name != "new-key" })
+	if i < 0 || j < 0 {
+		return r
+	}
+	return results{r.versions, slices.Concat(r.rows[:i], waiting.rows[:j], r.rows[i:], waiting.rows[j:])}
+}
+
+// failed returns the rows that fail -check.
+func (r results) failed() (names []string) {
+	for _, row := range r.rows {
+		if row.status == "not ok" {
+			names = append(names, row.name)
+		}
+	}
+	return names
+}
+
+// versionLine returns the versions of the service's packages. A package is one of npm, as
+// npm:NAME, a Go module, as go:PATH, one of Debian, as deb:NAME, or the name and version
+// itself.
+func (s service) versionLine(t *testing.T) string {
+	t.Helper()
+	var versions []string
+	for _, name := range s.packages {
+		kind, name, ok := strings.Cut(name, ":")
+		if !ok {
+			versions = append(versions, kind)
+			continue
+		}
+		versions = append(versions, packageVersion(t, kind, name))
+	}
+	return strings.Join(versions, ", ")
+}
+
+func packageVersion(t *testing.T, kind, name string) string {
+	t.Helper()
+	switch kind {
+	case "npm":
+		var manifest struct{ Version string }
+		if err := json.Unmarshal([]byte(readFile(t, filepath.Join("node/node_modules", name, "package.json"))), &manifest); err != nil {
+			t.Fatal(err)
+		}
+		return name + " " + manifest.Version
+	case "go":
+		found := regexp.MustCompile(`(?m)\s` + regexp.QuoteMeta(name) + ` v(\S+)`).FindStringSubmatch(readFile(t, "go.mod"))
+		if found == nil {
+			t.Fatalf("go.mod does not require %s", name)
+		}
+		return name + " " + found[1]
+	case "deb":
+		version, err := exec.Command("dpkg-query", "-W", "-f", "${Version}", name).Output()
+		if err != nil {
+			t.Fatalf("dpkg-query %s: %v; make interop needs this package", name, err)
+		}
+		return name + " " + debianUpstream(string(version))
+	}
+	t.Fatalf("package %s:%s is neither of npm, go nor deb", kind, name)
+	return ""
+}
+
+// debianUpstream returns the part of a version of a Debian package that its authors gave it.
+func debianUpstream(version string) string {
+	if _, after, ok := strings.Cut(version, ":"); ok {
+		version = after
+	}
+	if i := strings.LastIndex(version, "-"); i >= 0 {
+		version = version[:i]
+	}
+	return version
+}
