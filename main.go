@@ -13,14 +13,12 @@ import (
 	"io"
 	"log"
 	"log/slog"
-	"math"
 	"net"
 	"net/http"
 	"os"
 	"os/signal"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -162,27 +160,7 @@ func newHTTPServer(h http.Handler, logger *slog.Logger) *http.Server {
 		IdleTimeout:       620 * time.Second,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          log.New(&serverLog{log: logger}, "", 0),
-		ConnState:         bound(),
-	}
-}
-
-// bound returns what closes a new connection if there are too many. It leaves a hundred of
-// the files that the process may open, because connections must not keep keys from being stored.
-func bound() func(net.Conn, http.ConnState) {
-	limits, _ := os.ReadFile("/proc/self/limits") // elsewhere there is no bound
-	_, line, _ := strings.Cut(string(limits), "Max open files")
-	files := int64(math.MaxInt64)
-	fmt.Sscan(line, &files)
-	var open atomic.Int64
-	return func(c net.Conn, state http.ConnState) {
-		switch state {
-		case http.StateNew:
-			if open.Add(1) > max(files-100, 1) {
-				c.Close()
-			}
-		case http.StateClosed:
-			open.Add(-1)
-		}
+		ConnState:         newConnectionLimit(maxConnections(), logger).track,
 	}
 }
 

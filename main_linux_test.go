@@ -1,9 +1,10 @@
 package main
 
 import (
+	"bufio"
+	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -263,25 +264,69 @@ func TestConnections(t *testing.T) {
 			t.Errorf("the server took %.0f MiB of memory at its peak; want 256 at most", peak)
 		}
 	})
-	t.Run("more than the process may open leave room for keys", func(t *testing.T) {
-		t.Parallel()
-		server := serverCommand(t, "-keys", t.TempDir(), "-key-ttl", "2s", "-token-ttl", "1s", "-publish-ahead", "1s")
-		p := launch(t, exec.Command("sh", append([]string{"-c", `ulimit -n 150; exec "$@"`, "sh"}, server.Args...)...)).serving(t)
-		var conns []net.Conn
-		for range 200 {
-			conns = append(conns, p.dial(t))
-		}
-		made := func() int { return strings.Count(p.stderr.String(), "key made") }
-		before := made()
-		eventually(t, "keys are made", func() bool { return made() > before+2 })
-		if log := p.stderr.String(); strings.Contains(log, "level=ERROR") {
-			t.Errorf("connections stand in the way of keys:\n%s", log)
-		}
-		for _, conn := range conns {
-			conn.Close()
-		}
-		eventually(t, "others are answered", func() bool { return p.do("GET", "/", "").status == http.StatusOK })
-	})
+	for _, test := range []struct {
+		name, files string
+		env         []string
+	}{
+		{name: "at ulimit -n 150", files: "150"},
+		{name: "at ulimit -n 300 with the pipes of 64 turns", files: "300", env: []string{"GOMAXPROCS=64"}},
+	} {
+		t.Run("at the limit leave room for keys, "+test.name, func(t *testing.T) {
+			t.Parallel()
+			p := launch(t, limitedCommand(t, test.files, test.env, "-keys", t.TempDir(), "-key-ttl", "2s", "-token-ttl", "1s", "-publish-ahead", "1s"))
+			p.serving(t)
+			for range 300 {
+				p.dial(t)
+			}
+			made := func() int { return strings.Count(p.stderr.String(), "key made") }
+			before := made()
+			eventually(t, "keys are made", func() bool { return made() > before+2 })
+			if log := p.stderr.String(); strings.Contains(log, "level=ERROR") {
+				t.Errorf("connections prevent keys from being stored:\n%s", log)
+			}
+			p.set(t)
+		})
+	}
+	for _, secure := range []bool{false, true} {
+		t.Run("of one client, idle, do not keep others out: "+schemes[secure], func(t *testing.T) {
+			t.Parallel()
+			flags := withKey(t)
+			if secure {
+				flags = withKey(t, tlsFlags(t)...)
+			}
+			p := launch(t, limitedCommand(t, "1024", nil, flags...)).serving(t)
+			for range 924 {
+				conn := p.dial(t)
+				if secure {
+					conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true})
+				}
+				fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+				wantStatus(t, bufio.NewReader(conn), http.StatusOK, "Running")
+			}
+			other := &http.Client{Timeout: hang, Transport: &http.Transport{
+				DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
+			}}
+			for i := range 100 {
+				w, err := other.Get(p.base + jwksPath)
+				if err != nil {
+					t.Fatalf("read %d of the JWK Set: %v", i, err)
+				}
+				w.Body.Close()
+				equal(t, "status", w.StatusCode, http.StatusOK)
+			}
+			p.logs(t, "connection limit reached")
+			equal(t, "lines about the limit", strings.Count(p.stderr.String(), "connection limit reached"), 1)
+		})
+	}
+}
+
+// limitedCommand returns the command of a server with a limit on its file descriptors.
+func limitedCommand(t testing.TB, files string, env []string, args ...string) *exec.Cmd {
+	t.Helper()
+	server := serverCommand(t, args...)
+	cmd := exec.Command("sh", append([]string{"-c", `ulimit -n "$0"; exec "$@"`, files}, server.Args...)...)
+	cmd.Env = append(os.Environ(), env...)
+	return cmd
 }
 
 func TestAReplicaThatCannotWriteLivesOnTheKeysOfAnother(t *testing.T) {

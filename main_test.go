@@ -835,11 +835,32 @@ func TestHealthcheck(t *testing.T) {
 	})
 }
 
-// TestLayout shows that each source file can be read without those that come later.
 // layout is the order of the source files. Each can be read without those before it.
 var layout = []string{
-	"main.go", "routes.go", "handlers.go", "sets.go", "setfaults.go", "faults.go", "badtoken.go", "flags.go", "request.go", "clients.go", "token.go", "httperror.go",
-	"maintain.go", "keystore.go", "keydir.go", "keyring.go", "rotation.go", "limiter.go", "key.go", "json.go", "log.go",
+	"main.go",
+	"routes.go",
+	"handlers.go",
+	"sets.go",
+	"setfaults.go",
+	"faults.go",
+	"badtoken.go",
+	"flags.go",
+	"request.go",
+	"clients.go",
+	"token.go",
+	"httperror.go",
+	"maintain.go",
+	"keystore.go",
+	"keydir.go",
+	"keyring.go",
+	"rotation.go",
+	"limiter.go",
+	"key.go",
+	"json.go",
+	"connections.go",
+	"rlimit_unix.go",
+	"rlimit_other.go",
+	"log.go",
 }
 
 func TestEachFileCanBeReadWithoutThoseAboveIt(t *testing.T) {
