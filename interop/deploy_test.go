@@ -66,13 +66,26 @@ func readDeploy(t *testing.T, name string) []byte {
 }
 
 // acceptFlags fails the test if the server does not accept flags. It refuses them with exit
-// status 2, and a health check of a port where nobody listens ends with 1.
+// status 2, and a certificate that does not exist with 1, before it listens.
 func acceptFlags(t *testing.T, flags []string) {
 	t.Helper()
-	output, err := exec.Command(binary, append(flags, "-healthcheck", "-addr", "127.0.0.1:1")...).CombinedOutput()
+	output, err := exec.Command(binary, append(flags, "-tls-cert", "no-file", "-tls-key", "no-file")...).CombinedOutput()
 	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != 1 {
 		t.Errorf("jwks-server %q: %v, %s; want its flags to be accepted", flags, err, output)
 	}
+}
+
+// imageFlags returns the flags in the image, to which those of a container are appended.
+func imageFlags(t *testing.T) (command []string) {
+	t.Helper()
+	entrypoint := regexp.MustCompile(`(?m)^ENTRYPOINT (.*)$`).FindSubmatch(readDeploy(t, "Dockerfile"))
+	if entrypoint == nil {
+		t.Fatal("the Dockerfile has no ENTRYPOINT")
+	}
+	if err := json.Unmarshal(entrypoint[1], &command); err != nil {
+		t.Fatal(err)
+	}
+	return command[1:]
 }
 
 func TestKubernetes(t *testing.T) {
@@ -95,7 +108,7 @@ func TestKubernetes(t *testing.T) {
 			t.Error("the root file system can be written; want it to be read-only")
 		}
 	})
-	t.Run("the server accepts the flags", func(t *testing.T) { acceptFlags(t, container.Args) })
+	t.Run("the server accepts the flags", func(t *testing.T) { acceptFlags(t, append(imageFlags(t), container.Args...)) })
 	t.Run("no user or group is pinned, so that a platform may assign them, and that of the image is not root", func(t *testing.T) {
 		c := pod.Spec.SecurityContext
 		if c.RunAsUser != nil || c.RunAsGroup != nil || c.FSGroup != nil {
@@ -177,7 +190,7 @@ func TestCompose(t *testing.T) {
 			t.Errorf("compose.yaml says %s; want that of the Dockerfile: %s", got, image)
 		}
 	})
-	t.Run("the server accepts the flags", func(t *testing.T) { acceptFlags(t, project.Services["jwks"].Command) })
+	t.Run("the server accepts the flags", func(t *testing.T) { acceptFlags(t, append(imageFlags(t), project.Services["jwks"].Command...)) })
 }
 
 func TestSystemdUnit(t *testing.T) {

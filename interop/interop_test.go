@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -44,7 +45,7 @@ type server struct {
 	client             *http.Client // trusts its certificate
 }
 
-// start starts the server on a free port. When the test ends it is told to stop, and has
+// start starts the server, on a free port unless flags have -addr. When the test ends it is told to stop, and has
 // to exit with status 0.
 func start(t *testing.T, flags ...string) server {
 	t.Helper()
@@ -55,7 +56,11 @@ func start(t *testing.T, flags ...string) server {
 // launch is start for tests that stop the server themselves.
 func launch(t *testing.T, flags ...string) (s server, stop func()) {
 	t.Helper()
-	cmd := exec.Command(binary, append([]string{"-addr", "127.0.0.1:0", "-keys", t.TempDir()}, flags...)...)
+	flags = append(flags, "-keys", t.TempDir())
+	if !slices.Contains(flags, "-addr") {
+		flags = append(flags, "-addr", "127.0.0.1:0")
+	}
+	cmd := exec.Command(binary, flags...)
 	cmd.Stderr = t.Output()
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
