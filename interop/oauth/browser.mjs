@@ -22,4 +22,4 @@ const results = {}
 for (const [name, attempt] of Object.entries(attempts)) {
   results[name] = await attempt().catch((error) => error.constructor.name)
 }
-await fetch('/results', { method: 'POST', body: JSON.stringify(results) })
+await fetch(location.hash.slice(1), { method: 'POST', mode: 'no-cors', body: JSON.stringify(results) })
