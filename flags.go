@@ -24,6 +24,8 @@ type config struct {
 	claims                        map[string]json.RawMessage // of every token
 	clients, tlsCert, tlsKey      string                     // files
 	logJSON, verbose, healthcheck bool
+	service                       string // URL to check
+	checkWait                     time.Duration
 }
 
 // A usageError is an invalid flag. It exits with status 2.
@@ -52,6 +54,9 @@ func (c *config) define(flags *flag.FlagSet) {
 	flags.BoolVar(&c.logJSON, "log-json", false, "log JSON instead of text")
 	flags.BoolVar(&c.verbose, "v", false, "log each request: client address, method, path, status, duration")
 	flags.BoolVar(&c.healthcheck, "healthcheck", false, "read the JWK Set of the server at -addr, exit with status 0 or 1, and serve nothing")
+	flags.Func("check", "test the service at `URL` with good and bad tokens and JWK Sets of the server at -addr, "+
+		"started if none runs there, and print the results as TAP", serviceFlag(&c.service))
+	flags.DurationVar(&c.checkWait, "check-wait", 10*time.Second, "how long -check waits for the service to read the JWK Set")
 }
 
 // parseFlags returns the configuration in args. It prints the flags to stderr if args ask
@@ -145,6 +150,19 @@ func parseClaims(value string) (map[string]json.RawMessage, error) {
 	return claims, nil
 }
 
+// serviceFlag returns a flag setter for the URL of a service. It rejects the empty string,
+// because -check "$UNSET" must not start a server instead.
+func serviceFlag(service *string) func(string) error {
+	return func(value string) error {
+		*service = value
+		u, err := url.Parse(value)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil {
+			return errors.New("use the http or https URL, without a user, of a resource that needs a token")
+		}
+		return nil
+	}
+}
+
 // validate returns an error if the flags are invalid or would break verifiers.
 func (c config) validate() error {
 	switch {
@@ -156,6 +174,12 @@ func (c config) validate() error {
 		return errors.New("-claims has no effect with -clients: register the claims of each client in the clients file")
 	case !typFormat.MatchString(c.typ):
 		return fmt.Errorf("-typ %q is not a typ: use JWT, or a media type without application/, such as at+jwt", c.typ)
+	case c.service != "" && c.healthcheck:
+		return errors.New("-check and -healthcheck exclude each other: give one of them")
+	case c.service != "" && c.clients != "":
+		return errors.New("-check needs bad tokens, which a server with -clients does not issue: leave out -clients")
+	case c.checkWait <= 0:
+		return fmt.Errorf("-check-wait %s is too short: use a positive duration", c.checkWait)
 	}
 	if err := c.validateLifetimes(); err != nil {
 		return err

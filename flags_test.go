@@ -42,6 +42,16 @@ func TestInvalidFlagsExitWithStatus2AndLeaveNothingBehind(t *testing.T) {
 			args: []string{"-key-bits", "4096", "-token-ttl", "1s", "-key-ttl", "6499ms"},
 			want: "-key-ttl 6.499s is too short for -key-bits 4096: a key would sign for 4.999s, and generating one takes up to 5s",
 		},
+		{args: []string{"-check="}, want: `invalid value "" for flag -check: use the http or https URL, without a user, of a resource that needs a token`},
+		{args: []string{"-check", "localhost:3000/hello"}, want: `invalid value "localhost:3000/hello" for flag -check: use the http or https URL, without a user, of a resource that needs a token`},
+		{args: []string{"-check", "http:///hello"}, want: `invalid value "http:///hello" for flag -check: use the http or https URL, without a user, of a resource that needs a token`},
+		{args: []string{"-check", "http://a:b@localhost/hello"}, want: `invalid value "http://a:b@localhost/hello" for flag -check: use the http or https URL, without a user, of a resource that needs a token`},
+		{args: []string{"-check", "http://a", "-healthcheck"}, want: "-check and -healthcheck exclude each other: give one of them"},
+		{
+			args: []string{"-check", "http://a", "-clients", "a"},
+			want: "-check needs bad tokens, which a server with -clients does not issue: leave out -clients",
+		},
+		{args: []string{"-check-wait", "0s"}, want: "-check-wait 0s is too short: use a positive duration"},
 		{args: []string{"-clients="}, want: `invalid value "" for flag -clients: a file name is required`},
 		{args: []string{"-tls-cert=", "-tls-key="}, want: `invalid value "" for flag -tls-cert: a file name is required`},
 		{args: []string{"-tls-cert", "a.pem", "-tls-key="}, want: `invalid value "" for flag -tls-key: a file name is required`},
@@ -131,7 +141,7 @@ func TestHelpListsEachFlagWithItsDefault(t *testing.T) {
 	_, err := parseFlags([]string{"-v", "-h"}, &stderr)
 	equal(t, "error", err, flag.ErrHelp)
 	for _, want := range []string{
-		`-addr host:port`, `-audience name`, `-clients file`, `-healthcheck`, `-issuer URL`, `-key-bits bits`, `-key-ttl duration`,
+		`-addr host:port`, `-audience name`, `-check URL`, `-check-wait duration`, `-clients file`, `-healthcheck`, `-issuer URL`, `-key-bits bits`, `-key-ttl duration`,
 		`-keys directory`, `-log-json`, `-publish-ahead duration`, `-tls-cert file`, `-tls-key file`, `-token-ttl duration`, `-v`,
 	} {
 		if !regexp.MustCompile(`(?m)^  ` + want + `\b`).MatchString(stderr.String()) {

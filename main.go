@@ -58,7 +58,7 @@ func exitStatus(err error, stderr io.Writer, asJSON bool) int {
 }
 
 // run serves, and prints the base URL on stdout once it does. With -healthcheck it only
-// checks a running server.
+// checks a running server, and with -check it only checks a service.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	c, err := parseFlags(args, stderr)
 	if err != nil {
@@ -66,6 +66,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	if c.healthcheck {
 		return c.checkHealth()
+	}
+	if c.service != "" {
+		return runCheck(ctx, c, stdout, stderr, serve)
 	}
 	return serve(ctx, c, stderr, func(base string) { fmt.Fprintln(stdout, base) })
 }

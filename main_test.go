@@ -838,6 +838,12 @@ func TestHealthcheck(t *testing.T) {
 // layout is the order of the source files. Each can be read without those before it.
 var layout = []string{
 	"main.go",
+	"check.go",
+	"checksets.go",
+	"checkrows.go",
+	"verdict.go",
+	"checkclient.go",
+	"tap.go",
 	"routes.go",
 	"handlers.go",
 	"sets.go",

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// verdict returns the result of a row about a token that a service must, should, may or never refuse.
+func verdict(a answer, refuse, why string) result {
+	switch {
+	case a.void != "":
+		return skipped("%s", a.void)
+	case a.crashed():
+		return failed(crash, "%s", a)
+	case refuse == "may":
+		return passed("%s, which is allowed", a)
+	case refuse == "never" && a.refused():
+		return advised(strictness, a.String(), "should be accepted: "+why)
+	case refuse == "should" && a.accepted():
+		return advised(laxity, a.String(), "should be refused: "+why)
+	case refuse == "must" && a.accepted():
+		return failed(hole, "%s, and must be refused: %s", a, why)
+	}
+	return passed("%s", a)
+}
+
+func (c *serviceCheck) noToken() result {
+	a := c.ask(noAuthorization)
+	c.answers["no-token"] = a
+	if a.accepted() {
+		c.bail = fmt.Sprintf("%s is not protected, or shows a login page with %d: give -check a URL that needs a token", c.service.url, a.status)
+	}
+	return verdict(a, "must", "there was no token")
+}
+
+var (
+	bearerChallenge = regexp.MustCompile(`(?i)(^|,)\s*bearer(\s|,|$)`)
+	invalidToken    = regexp.MustCompile(`(?i)\berror\s*=\s*("invalid_token"|invalid_token\b)`)
+)
+
+func (c *serviceCheck) challenge() result {
+	a := c.answers["no-token"]
+	if !a.refused() {
+		return skipped("no-token was not refused")
+	}
+	return challengeResult(a, bearerChallenge, "WWW-Authenticate: Bearer", "RFC 6750 section 3")
+}
+
+func (c *serviceCheck) challengeExpired() result {
+	a := c.answers["expired"]
+	if !a.refused() {
+		return skipped("expired was not refused")
+	}
+	return challengeResult(a, invalidToken, `error="invalid_token"`, "RFC 6750 section 3.1: clients then know that they need another token")
+}
+
+func challengeResult(a answer, want *regexp.Regexp, name, why string) result {
+	challenges := strings.Join(a.header.Values("WWW-Authenticate"), ", ")
+	if a.status == http.StatusUnauthorized && want.MatchString(challenges) {
+		return passed("refused with 401 and %s", name)
+	}
+	got := fmt.Sprintf("refused with %d and without WWW-Authenticate", a.status)
+	if challenges != "" {
+		got = fmt.Sprintf("refused with %d and WWW-Authenticate: %s", a.status, challenges)
+	}
+	return advised(otherwise, got, fmt.Sprintf("should be refused with 401 and %s (%s)", name, why))
+}
+
+func (c *serviceCheck) newKeyBefore() result {
+	c.readsBefore = c.reads().JWKS - c.start.JWKS
+	c.before = c.tryNewKey(c.wait, c.judge)
+	return c.before.result("verifiers should look for keys that they do not know in the JWK Set")
+}
+
+func (c *serviceCheck) newKeyAfter() result {
+	c.after = c.tryNewKey(c.wait, c.judge)
+	return c.after.result("tokens of unknown keys should not keep a service from new keys")
+}
+
+func (c *serviceCheck) knownReads() result {
+	const tokens, allowed = 10, 2
+	before := c.reads().JWKS
+	for range tokens {
+		if a := c.ask(c.good); !a.accepted() {
+			return skipped("a good token: %s", a)
+		}
+	}
+	reads := c.reads().JWKS - before
+	text := fmt.Sprintf("%d good tokens cost %s of the JWK Set", tokens, count(reads, "read"))
+	if reads > allowed {
+		return advised(otherwise, text, fmt.Sprintf("they should cost %d at most: each request depends on the issuer", allowed))
+	}
+	return passed("%s", text)
+}
+
+func (c *serviceCheck) lookups() result {
+	reads := c.reads()
+	jku, x5u := reads.JKU-c.start.JKU, reads.X5U-c.start.X5U
+	switch {
+	case jku+x5u > 0:
+		return failed(otherwise, "the service read the jku of tokens %s and the x5u %s: anyone can make it send requests",
+			count(jku, "time"), count(x5u, "time"))
+	case c.answers["jku"].void != "", c.answers["x5u"].void != "":
+		return skipped("jku or x5u got no verdict")
+	}
+	return passed("the service read neither jku nor x5u of the tokens")
+}
+
+// goodAgain waits, because the service may have locked the caller out for a while.
+func (c *serviceCheck) goodAgain() result {
+	start := time.Now()
+	a := c.ask(c.good)
+	if a.accepted() {
+		return passed("%s", a)
+	}
+	if a.refused() && c.goodAccepted() {
+		return passed("%s at first, and accepted after %.1f s", a, time.Since(start).Seconds())
+	}
+	if a.crashed() {
+		return failed(crash, "%s", a)
+	}
+	return failed(strictness, "%s, and must be accepted", a)
+}
+
+// goodToken is the row on which all others rest. If the service refuses a good token, the
+// check ends, and says what helps.
+func (c *serviceCheck) goodToken() result {
+	a := c.ask(c.good)
+	if a.accepted() {
+		return passed("%s", a)
+	}
+	c.bail = c.whatHelps(a)
+	if a.crashed() {
+		return failed(crash, "%s", a)
+	}
+	return failed(strictness, "%s, and must be accepted", a)
+}
+
+// whatHelps returns all that helps to find out why the service did not accept a good token.
+func (c *serviceCheck) whatHelps(a answer) string {
+	token, err := c.server.token(c.ctx, "")
+	c.must(err)
+	parts := []string{
+		fmt.Sprintf("a good token: %s: %s", a, c.advice(a.status)),
+		fmt.Sprintf("the token: typ %s, claims %s", token.typ, token.claims),
+	}
+	for _, name := range []string{"WWW-Authenticate", "Location"} {
+		if value := a.header.Get(name); value != "" {
+			parts = append(parts, name+": "+value)
+		}
+	}
+	if a.body != "" {
+		parts = append(parts, "body: "+strings.TrimSpace(a.body))
+	}
+	return strings.Join(parts, " | ")
+}
+
+// advice says what to change about a service that answered a good token with status.
+func (c *serviceCheck) advice(status int) string {
+	set := c.server.base + jwkSetPath
+	switch {
+	case status == http.StatusUnauthorized:
+		text := "compare iss and aud with what the service expects (-issuer and -audience set them), " +
+			"and the URL from which it reads keys with " + set
+		if reads := c.reads().JWKS - c.start.JWKS; reads > 0 {
+			return fmt.Sprintf("%s, which was read %s since the check began", text, count(reads, "time"))
+		}
+		return text + ", which was not read since the check began: if the URL is right, the service may hold the keys of an earlier run, " +
+			"so restart it, and let the server keep its keys with -keys"
+	case status == http.StatusForbidden:
+		return `the service may expect a role or a scope: set it with -claims, as in -claims '{"roles":["admin"]}'`
+	case status == http.StatusNotFound:
+		return "compare the path of -check with those of the service"
+	case status/100 == 3:
+		return "redirects are not followed: give -check the URL that answers itself"
+	case status == http.StatusMethodNotAllowed:
+		return "the check sends GET requests: give -check a URL that answers them"
+	case status == http.StatusTooManyRequests:
+		return "the service limits requests: raise its limit, or wait until it accepts requests again"
+	}
+	return "the log of the service may say why"
+}

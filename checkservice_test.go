@@ -1,0 +1,446 @@
+package main
+
+import (
+	"context"
+	"crypto/rsa"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"io"
+	"log"
+	"math/big"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+)
+
+// A network connects clients and servers in this process, so that they can be in the bubble
+// of a synctest, in which waiting takes no time.
+type network struct {
+	mu        sync.Mutex
+	listeners map[string]*pipeListener // by address
+}
+
+func (n *network) dial(ctx context.Context, _, address string) (net.Conn, error) {
+	n.mu.Lock()
+	l := n.listeners[address]
+	n.mu.Unlock()
+	client, server := net.Pipe()
+	if l != nil {
+		select {
+		case l.connections <- server:
+			return client, nil
+		case <-l.closed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return nil, &net.OpError{Op: "dial", Net: "tcp", Err: errors.New("connection refused")}
+}
+
+// serve serves at an address until the test is over, or it is ended.
+func (n *network) serve(t *testing.T, address string, h http.Handler) {
+	l := &pipeListener{connections: make(chan net.Conn), closed: make(chan struct{})}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.listeners == nil {
+		n.listeners = map[string]*pipeListener{}
+	}
+	server := &http.Server{Handler: h, ErrorLog: log.New(io.Discard, "", 0)}
+	l.end = func() { server.Close() }
+	n.listeners[address] = l
+	go server.Serve(l)
+	t.Cleanup(l.end)
+}
+
+// end ends the server at an address, and its connections.
+func (n *network) end(address string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.listeners[address].end()
+}
+
+type pipeListener struct {
+	connections chan net.Conn
+	closed      chan struct{}
+	once        sync.Once
+	end         func() // ends the server
+}
+
+func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.connections:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *pipeListener) Close() error   { l.once.Do(func() { close(l.closed) }); return nil }
+func (l *pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "pipe"} }
+
+// A protectedService verifies tokens with what its fields say. It is correct with issuer and
+// client only: it reads the JWK Set when it meets an unknown key, five times in a row at most.
+type protectedService struct {
+	issuer string
+	client *http.Client
+
+	omit     []string                          // checks that are left out
+	methods  []string                          // accepted values of alg, unless the JWK has one; by default RS256
+	trust    func(*jwt.Token) any              // a key that is accepted besides; nil for none
+	claims   func(jwt.MapClaims)               // changes claims before they are checked
+	answer   func(token string, err error) int // the status; 0 for the usual one
+	limit    int                               // reads that may follow each other at once; by default 5
+	refill   time.Duration                     // time until one more read is allowed; by default 1 s
+	maxAge   time.Duration                     // of the copy of the JWK Set; by default unlimited
+	readAll  bool                              // reads the JWK Set for each token
+	replace  bool                              // a read that fails costs all keys
+	penalty  time.Duration                     // without reads after one that failed
+	strict   bool                              // a key of an unknown type fails a read
+	firstKey bool                              // the first key verifies all tokens
+	locked   chan struct{}                     // holds a value while a token is verified, if not nil: nothing is verified during a read
+
+	mu       sync.Mutex // guards the fields below
+	keys     map[string]verifierKey
+	order    []string // of keys
+	reads    int
+	lastRead time.Time
+	blocked  time.Time // until then no read is allowed
+}
+
+type verifierKey struct {
+	public *rsa.PublicKey
+	alg    string
+}
+
+var (
+	errToken      = errors.New("invalid token")
+	errUnknownKey = errors.New("unknown key")
+)
+
+// verify returns an error unless the token is good.
+func (v *protectedService) verify(token string) error {
+	parsed, err := jwt.NewParser(jwt.WithValidMethods([]string{"RS256", "RS512", "none"}), jwt.WithoutClaimsValidation()).Parse(token, v.key)
+	if err != nil {
+		return err
+	}
+	claims := parsed.Claims.(jwt.MapClaims)
+	if v.claims != nil {
+		v.claims(claims)
+	}
+	options := []jwt.ParserOption{}
+	if v.checks("aud") {
+		options = append(options, jwt.WithAudience("api"))
+	}
+	if v.checks("iss") {
+		options = append(options, jwt.WithIssuer(v.issuer))
+	}
+	if v.checks("exp") {
+		options = append(options, jwt.WithExpirationRequired())
+	} else {
+		delete(claims, "exp")
+	}
+	return jwt.NewValidator(options...).Validate(claims)
+}
+
+func (v *protectedService) checks(what string) bool { return !slices.Contains(v.omit, what) }
+
+// key returns the key of a token.
+func (v *protectedService) key(t *jwt.Token) (any, error) {
+	typ, _ := t.Header["typ"].(string)
+	switch {
+	case t.Header["crit"] != nil && v.checks("crit"):
+		return nil, errToken
+	case !slices.Contains([]string{"jwt", "at+jwt"}, strings.ToLower(typ)) && v.checks("typ"):
+		return nil, errToken
+	}
+	if v.trust != nil {
+		if k := v.trust(t); k != nil {
+			return k, nil
+		}
+	}
+	kid, ok := t.Header["kid"].(string)
+	if !ok {
+		return nil, errToken
+	}
+	k := v.find(kid)
+	methods := v.methods
+	if methods == nil {
+		methods = []string{"RS256"}
+	}
+	if !v.checks("alg") {
+		methods = []string{"RS256", "RS512"}
+	} else if k.alg != "" {
+		methods = []string{k.alg}
+	}
+	if k.public == nil {
+		return nil, errUnknownKey
+	}
+	if !slices.Contains(methods, t.Method.Alg()) {
+		return nil, errToken
+	}
+	return k.public, nil
+}
+
+func (v *protectedService) find(kid string) verifierKey {
+	if v.locked != nil {
+		v.locked <- struct{}{}
+		defer func() { <-v.locked }()
+	}
+	v.mu.Lock()
+	_, known := v.keys[kid]
+	due := v.readAll || (!known || v.maxAge != 0) && time.Since(v.lastRead) >= v.maxAge && v.mayRead()
+	v.mu.Unlock()
+	if due {
+		v.update()
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	k := v.keys[kid]
+	if v.firstKey && len(v.order) > 0 {
+		k = v.keys[v.order[0]]
+	}
+	return k
+}
+
+// mayRead counts a read and reports whether it is allowed. v.mu is held.
+func (v *protectedService) mayRead() bool {
+	limit, refill := 5, time.Second
+	if v.limit != 0 {
+		limit, refill = v.limit, v.refill
+	}
+	elapsed := time.Since(v.lastRead)
+	if refill > 0 && !v.lastRead.IsZero() {
+		v.reads = max(0, v.reads-int(elapsed/refill))
+	}
+	if v.reads >= limit || time.Now().Before(v.blocked) {
+		return false
+	}
+	v.reads++
+	v.lastRead = time.Now()
+	return true
+}
+
+// update reads the JWK Set. If that fails, the keys stay.
+func (v *protectedService) update() {
+	keys, order, err := v.read(v.issuer + jwksPath)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err != nil {
+		v.blocked = time.Now().Add(v.penalty)
+	}
+	if err == nil && len(keys) > 0 || v.replace {
+		v.keys, v.order = keys, order
+	}
+}
+
+func (v *protectedService) read(url string) (keys map[string]verifierKey, order []string, err error) {
+	limit := 5 * time.Second
+	if v.locked != nil {
+		limit = time.Minute
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	response, err := v.client.Do(must(http.NewRequestWithContext(ctx, "GET", url, nil)))
+	if err != nil {
+		return nil, nil, err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
+	if err != nil || response.StatusCode != 200 {
+		return nil, nil, errors.New("no JWK Set")
+	}
+	return parseKeys(body, v.strict)
+}
+
+// parseKeys returns the RSA keys of a JWK Set, and their order.
+func parseKeys(body []byte, strict bool) (keys map[string]verifierKey, order []string, err error) {
+	var set struct {
+		Keys []struct{ Kty, Use, Alg, Kid, N, E string }
+	}
+	if err := json.Unmarshal(body, &set); err != nil {
+		return nil, nil, err
+	}
+	keys = map[string]verifierKey{}
+	for _, k := range set.Keys {
+		if strict && !slices.Contains([]string{"RSA", "EC", "OKP"}, k.Kty) {
+			return nil, nil, errors.New("unknown key type")
+		}
+		n, err1 := base64.RawURLEncoding.DecodeString(k.N)
+		e, err2 := base64.RawURLEncoding.DecodeString(k.E)
+		if err1 == nil && err2 == nil && k.Kty == "RSA" && k.Use != "enc" {
+			public := &rsa.PublicKey{N: new(big.Int).SetBytes(n), E: int(new(big.Int).SetBytes(e).Int64())}
+			keys[k.Kid] = verifierKey{public: public, alg: k.Alg}
+			order = append(order, k.Kid)
+		}
+	}
+	return keys, order, nil
+}
+
+// ServeHTTP answers 200 to a good token.
+func (v *protectedService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, "Bearer") {
+		w.Header().Set("WWW-Authenticate", "Bearer")
+		w.WriteHeader(http.StatusUnauthorized)
+		return
+	}
+	err := v.verify(token)
+	status := 0
+	if v.answer != nil {
+		status = v.answer(token, err)
+	}
+	switch {
+	case status != 0:
+		w.WriteHeader(status)
+	case err == nil:
+		io.WriteString(w, "hello")
+	default:
+		w.Header().Set("WWW-Authenticate", `Bearer error="invalid_token"`)
+		w.WriteHeader(http.StatusUnauthorized)
+	}
+}
+
+// atCrit returns a service that does something else with tokens that have crit.
+func atCrit(do func(http.ResponseWriter, *http.Request)) func(*checkTest, http.Handler) http.Handler {
+	return func(_ *checkTest, next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if hasCrit(r) {
+				do(w, r)
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	}
+}
+
+func hasCrit(r *http.Request) bool {
+	_, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	header, _, _ := strings.Cut(token, ".")
+	text, _ := base64.RawURLEncoding.DecodeString(header)
+	return strings.Contains(string(text), `"crit"`)
+}
+
+// endAtCrit returns a service that ends at tokens that have crit, and is started again after
+// a while; never if it is 0.
+func endAtCrit(after time.Duration) func(*checkTest, http.Handler) http.Handler {
+	return func(c *checkTest, next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if hasCrit(r) {
+				c.end("service.test:80")
+				if after > 0 {
+					time.AfterFunc(after, func() { c.serve(c.t, "service.test:80", next) })
+				}
+			}
+			next.ServeHTTP(w, r)
+		})
+	}
+}
+
+func everyFifth(status int) func(*checkTest, http.Handler) http.Handler {
+	var n atomic.Int64
+	return func(_ *checkTest, next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if n.Add(1)%5 == 0 {
+				w.Header().Set("Retry-After", "2")
+				w.WriteHeader(status)
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	}
+}
+
+// perSecond returns a service that answers more than limit requests a second with status.
+func perSecond(limit, status int) func(*checkTest, http.Handler) http.Handler {
+	var mu sync.Mutex
+	var second time.Time
+	n := 0
+	return func(_ *checkTest, next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			mu.Lock()
+			if time.Since(second) >= time.Second {
+				second, n = time.Now(), 0
+			}
+			n++
+			over := n > limit
+			mu.Unlock()
+			if over {
+				w.WriteHeader(status)
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	}
+}
+
+// lockout returns a service that refuses everything for a while after a number of refused tokens.
+func lockout(refusals int, duration time.Duration) func(*checkTest, http.Handler) http.Handler {
+	var mu sync.Mutex
+	var locked time.Time
+	n := 0
+	return func(_ *checkTest, next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			mu.Lock()
+			refuse := time.Now().Before(locked)
+			mu.Unlock()
+			if refuse {
+				w.WriteHeader(403)
+				return
+			}
+			recorder := &statusRecorder{ResponseWriter: w, status: 200}
+			next.ServeHTTP(recorder, r)
+			if recorder.status != 200 && r.Header.Get("Authorization") != "" {
+				mu.Lock()
+				if n++; n%refusals == 0 {
+					locked = time.Now().Add(duration)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+}
+
+func cacheVerdicts(_ *checkTest, next http.Handler) http.Handler {
+	var mu sync.Mutex
+	verdicts := map[string]int{}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		token := r.Header.Get("Authorization")
+		mu.Lock()
+		status := verdicts[token]
+		mu.Unlock()
+		if token != "" && status != 0 {
+			w.WriteHeader(status)
+			return
+		}
+		recorder := &statusRecorder{ResponseWriter: w, status: 200}
+		next.ServeHTTP(recorder, r)
+		mu.Lock()
+		verdicts[token] = recorder.status
+		mu.Unlock()
+	})
+}
+
+// fixed answers everything with a status, but for requests without a token.
+func fixed(status int, body string, fields ...string) func(*checkTest, http.Handler) http.Handler {
+	return func(_ *checkTest, next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Authorization") == "" {
+				next.ServeHTTP(w, r)
+				return
+			}
+			for i := 0; i+1 < len(fields); i += 2 {
+				w.Header().Set(fields[i], fields[i+1])
+			}
+			w.WriteHeader(status)
+			io.WriteString(w, body)
+		})
+	}
+}

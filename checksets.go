@@ -1,0 +1,281 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+)
+
+const (
+	knownLimit = 10 * time.Second // how long a known key's token may take while the JWK Set cannot be read
+	watchEvery = 20 * time.Millisecond
+)
+
+const (
+	legalSet    = "all keys should be accepted in a legal JWK Set: "
+	unusableSet = "known keys should be accepted while the JWK Set is unusable: "
+)
+
+// oddSet is the row of a legal JWK Set of unusual make: a new key in it is accepted, and a
+// known one still is.
+func (c *serviceCheck) oddSet(set catalogueEntry) result {
+	if r, ok := c.prepareSet(); !ok {
+		return r
+	}
+	c.setFault(set.Fault)
+	t := c.tryNewKey(c.patience(waitForRead), c.ask)
+	known := c.ask(c.good)
+	switch {
+	case t.reads == 0 && !t.answer.accepted():
+		return skipped("the service has not read this set within %s", seconds(c.wait))
+	case t.answer.void != "":
+		return skipped("%s", t.answer.void)
+	case known.void != "":
+		return skipped("%s", known.void)
+	}
+	text := fmt.Sprintf("a new key: %s; a known key: %s", t, known)
+	switch {
+	case t.answer.accepted() && known.accepted() && t.crash == "":
+		return passed("%s", text)
+	case t.crash != "" || known.crashed():
+		return c.recover(advised(crash, text, legalSet+set.reason()))
+	case !known.accepted():
+		return c.recoverKnown(advised(strictness, text, legalSet+set.reason()), known)
+	}
+	return c.recover(advised(strictness, text, legalSet+set.reason()))
+}
+
+// algWithoutAlg is the row of a token with another alg than RS256 in a set whose keys have no
+// alg. Only a service that believes the alg of the token accepts it.
+func (c *serviceCheck) algWithoutAlg() result {
+	if c.answers["alg"].accepted() {
+		return skipped("the token alg is accepted whatever the set says")
+	}
+	if r, ok := c.prepareSet(); !ok {
+		return r
+	}
+	c.setFault("no-alg")
+	if t := c.tryNewKey(c.patience(waitForRead), c.ask); !t.answer.accepted() {
+		return skipped("no new key was accepted in the set no-alg: %s", t)
+	}
+	a := c.ask(c.fault("alg"))
+	r := verdict(a, "must", "the token says RS512, and a service should know its algorithm (RFC 8725 section 3.1)")
+	if a.crashed() {
+		r = advised(crash, a.String(), "a token should not crash a service")
+	}
+	return r
+}
+
+// brokenSet is the row of a JWK Set that cannot be used. The service is made to read it by
+// tokens of unknown keys. It refuses them, and accepts known keys during the read and after it.
+func (c *serviceCheck) brokenSet(set catalogueEntry) result {
+	if r, ok := c.prepareSet(); !ok {
+		return r
+	}
+	c.setFault(set.Fault)
+	p := c.provokeRead()
+	if !p.read {
+		return skipped("the service has not read this set within %s", seconds(c.wait))
+	}
+	during, duringTook := c.timed(c.good)
+	unknown := <-p.answer // a late one must not fall into the next row
+	if unknown.busy() {
+		unknown = c.ask(c.fault("unknown-key"))
+	}
+	after, afterTook := c.timed(c.good)
+	for _, a := range []answer{unknown, during, after} {
+		if a.void != "" {
+			return skipped("%s", a.void)
+		}
+	}
+	times := fmt.Sprintf("a known key: %s in %.1f s during the read, %s in %.1f s after it",
+		during, duringTook.Seconds(), after, afterTook.Seconds())
+	switch {
+	case unknown.accepted():
+		return c.recover(failed(hole, "a token of an unknown key: %s, and must be refused; %s", unknown, times))
+	case !during.accepted():
+		return c.recoverKnown(advised(findingOf(during), times, unusableSet+set.reason()), during)
+	case !after.accepted():
+		return c.recoverKnown(advised(findingOf(after), times, unusableSet+set.reason()), after)
+	case unknown.crashed():
+		text := fmt.Sprintf("a token of an unknown key: %s; %s", unknown, times)
+		return c.recover(advised(crash, text, "unknown keys should be refused: "+set.reason()))
+	}
+	return passed("%s", times)
+}
+
+// prepareSet makes the JWK Set good. ok is false, with the result of the row, if the row
+// cannot be tried: a known key's token has to be accepted, because the service may still hold
+// the set before; and refused tokens must not cost the next verdict.
+func (c *serviceCheck) prepareSet() (r result, ok bool) {
+	if c.lockouts > 0 {
+		return skipped("the service locks the caller out after a token that it refuses"), false
+	}
+	_, a := c.restoreSet(1)
+	if a.accepted() {
+		return result{}, true
+	}
+	c.endIfLost(a)
+	return skipped("before this set, and with a good one, a known key: %s", a), false
+}
+
+// recover makes the set good again, and adds to the result of a row whether known and new keys
+// are accepted then: a service that goes on to refuse all keys is the worst find.
+func (c *serviceCheck) recover(r result) result {
+	after, known := c.restoreSet(1)
+	c.endIfLost(known)
+	return c.recovered(r, known, after)
+}
+
+// recoverKnown is recover after known was not accepted. If the service then accepts known keys
+// without another read of the set, it had not lost them: it had locked the caller out.
+func (c *serviceCheck) recoverKnown(r result, known answer) result {
+	before := c.reads().JWKS
+	after, again := c.restoreSet(maxLockouts)
+	c.endIfLost(again)
+	if known.refused() && again.accepted() && c.reads().JWKS == before {
+		return skipped("a known key: %s, but accepted %.1f s later without another read of the set: the service locked the caller out",
+			known, after.Seconds())
+	}
+	return c.recovered(r, again, after)
+}
+
+func (c *serviceCheck) recovered(r result, known answer, after time.Duration) result {
+	r.text += fmt.Sprintf("; with a good set again, a known key is %s", within(known, after))
+	if known.accepted() {
+		t := c.tryNewKey(c.wait, c.ask)
+		r.text += fmt.Sprintf(", a new one is %s", within(t.answer, t.after))
+	}
+	return r
+}
+
+func within(a answer, after time.Duration) string {
+	if a.accepted() {
+		return fmt.Sprintf("accepted after %.1f s", after.Seconds())
+	}
+	return fmt.Sprintf("not accepted for %.1f s and longer (%s)", after.Seconds(), a)
+}
+
+func findingOf(a answer) finding {
+	if a.crashed() {
+		return crash
+	}
+	return strictness
+}
+
+// timed asks q and returns how long the answer took.
+func (c *serviceCheck) timed(q question) (answer, time.Duration) {
+	start := time.Now()
+	a := c.askWithin(q, knownLimit)
+	return a, time.Since(start)
+}
+
+// A provocation is a request with a token of an unknown key, which makes a service read the JWK Set.
+type provocation struct {
+	read   bool        // whether the set has been read
+	answer chan answer // will have one answer
+}
+
+// provokeRead asks with tokens of unknown keys until the service begins to read the JWK Set.
+func (c *serviceCheck) provokeRead() (p provocation) {
+	before := c.reads().JWKS
+	unknown := c.fault("unknown-key")
+	for range c.attempts(c.patience(waitForRead)) {
+		answers := make(chan answer, 1)
+		go func() { answers <- c.request(unknown, answerLimit) }()
+		p.answer = answers
+		for p.read = c.reads().JWKS > before; !p.read && len(p.answer) == 0 && c.ctx.Err() == nil; {
+			sleep(c.ctx, watchEvery)
+			p.read = c.reads().JWKS > before
+		}
+		if p.read = p.read || c.reads().JWKS > before; p.read { // it may have been read just before the answer
+			break
+		}
+	}
+	c.inVain[waitForRead] = !p.read
+	return p
+}
+
+// unknownKeys is the row that asks with 20 tokens of unknown keys.
+func (c *serviceCheck) unknownKeys() result {
+	const tokens, allowed = 20, 10
+	c.setFault("")
+	before := c.reads().JWKS
+	answers := map[string]int{}
+	crashes, unavailable := 0, 0
+	for range tokens {
+		a := c.request(c.fault("unknown-key"), answerLimit)
+		answers[a.String()]++
+		if a.status == http.StatusServiceUnavailable {
+			unavailable++
+		} else if a.crashed() {
+			crashes++
+		}
+	}
+	reads := c.reads().JWKS - before
+	good := c.request(c.good, answerLimit)
+	text := fmt.Sprintf("%d tokens of unknown keys cost %s of the JWK Set: %s", tokens, count(reads, "read"), counts(answers))
+	if good.accepted() && unavailable > 1 {
+		crashes += unavailable
+	}
+	if good.busy() {
+		good = c.ask(c.good)
+	}
+	if good.lost != "" {
+		return failed(crash, "%s; afterwards: %s", text, c.surviveLoss(good, good))
+	}
+	if !good.accepted() {
+		c.goodAccepted()
+	}
+	switch {
+	case crashes > 0:
+		return failed(crash, "%s", text)
+	case reads > allowed:
+		return advised(otherwise, text, fmt.Sprintf("they should cost %d at most: anyone can make the service flood its issuer", allowed))
+	case !good.accepted():
+		return skipped("the service locked the caller out after %d tokens of unknown keys: a good token: %s", tokens, good)
+	}
+	return passed("%s", text)
+}
+
+// counts returns the answers with their numbers.
+func counts(answers map[string]int) string {
+	var list []string
+	for _, text := range slices.Sorted(maps.Keys(answers)) {
+		list = append(list, fmt.Sprintf("%d %s", answers[text], text))
+	}
+	return strings.Join(list, ", ")
+}
+
+// removedKey is the row that asks with tokens of a key that was removed from the JWK Set.
+func (c *serviceCheck) removedKey() result {
+	c.setFault("")
+	t := c.tryNewKey(c.wait, c.judge)
+	switch {
+	case !t.answer.accepted():
+		return skipped("no new key was accepted that could be removed: %s", t)
+	case t.lifetime < c.wait:
+		return skipped("tokens live for %s, which is shorter than -check-wait", seconds(t.lifetime))
+	}
+	c.setFault("") // removes the key
+	before, start := c.reads().JWKS, time.Now()
+	var a answer
+	for range c.attempts(c.wait) {
+		if a = c.judge(t.token); !a.accepted() {
+			break
+		}
+	}
+	took, cost := time.Since(start).Seconds(), count(c.reads().JWKS-before, "read")+" of the JWK Set"
+	switch {
+	case a.accepted():
+		c.removed = fmt.Sprintf("a removed key was accepted for %.1f s and longer", took)
+		return passed("accepted for %.1f s and longer, with %s, which is allowed", took, cost)
+	case a.refused():
+		c.removed = fmt.Sprintf("a removed key was accepted for %.1f s", took)
+		return passed("refused after %.1f s and %s, which is allowed", took, cost)
+	}
+	return verdict(a, "may", "")
+}

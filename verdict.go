@@ -1,0 +1,312 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"net/http"
+	"time"
+)
+
+const (
+	tries        = 4               // questions to a service that asks for patience
+	maxLockouts  = 3               // rows in a row that wait for the service to accept good tokens again
+	giveUpAfter  = 3 * time.Second // how long a new key may be refused after the JWK Set was read
+	firstPause   = 100 * time.Millisecond
+	longestPause = time.Second
+)
+
+// A serviceCheck asks a service with tokens of a server. It never returns errors: what makes it
+// impossible to go on cancels ctx, after which every request fails at once, and is its cause.
+type serviceCheck struct {
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	server  serverClient
+	service serviceClient
+	tap     tap
+	wait    time.Duration // -check-wait
+
+	set      string            // the fault that the JWK Set has, or empty
+	inVain   map[waitKind]bool // whether the last wait of a kind was in vain
+	lockouts int               // tokens in a row after which a good one was not accepted
+	bail     string            // why the check cannot go on after this row
+	dropped  string            // the first set after which the service refused known keys
+
+	start         readCounts        // at the start of the check
+	readsBefore   int               // of the JWK Set, from the start of the check to the first new key
+	brokenSets    int               // rows of JWK Sets that cannot be used
+	answers       map[string]answer // of rows on which other rows depend, by name
+	before, after keyTrial          // of new keys, before and after many unknown ones
+	removed       string            // how long a removed key was accepted
+}
+
+// A waitKind is what the check waits for. Waits do not add up: after one that was in vain, the
+// next ones of its kind try once, until one succeeds.
+type waitKind string
+
+const (
+	waitForVerdict  waitKind = "a verdict"
+	waitForRead     waitKind = "a read of the JWK Set"
+	waitForKnownKey waitKind = "the acceptance of a known key"
+)
+
+// stop ends the check because of err.
+func (c *serviceCheck) stop(err error) { c.cancel(err) }
+
+func (c *serviceCheck) stopped() bool { return c.ctx.Err() != nil || c.bail != "" }
+
+// patience returns how long to wait.
+func (c *serviceCheck) patience(w waitKind) time.Duration {
+	if c.inVain[w] {
+		return 0
+	}
+	return c.wait
+}
+
+// attempts yields the time since its start: at once, then after growing pauses, and for the
+// last time when limit is over. It ends early if the check is stopped.
+func (c *serviceCheck) attempts(limit time.Duration) iter.Seq[time.Duration] {
+	return func(yield func(time.Duration) bool) {
+		start, pause := time.Now(), firstPause
+		for yield(time.Since(start)) && !c.stopped() {
+			rest := limit - time.Since(start)
+			if rest <= 0 {
+				return
+			}
+			sleep(c.ctx, min(pause, rest))
+			pause = min(2*pause, longestPause)
+		}
+	}
+}
+
+// A question makes the Authorization header of one request. The error says why there can be
+// no such token.
+type question func() (string, error)
+
+func noAuthorization() (string, error) { return "", nil }
+
+// token returns a question with a fresh token of the server, since services cache verdicts.
+func (c *serviceCheck) token(scheme, query string) question {
+	return func() (string, error) {
+		t, err := c.server.token(c.ctx, query)
+		if e := (*serverError)(nil); errors.As(err, &e) && e.status == http.StatusBadRequest {
+			return "", err
+		}
+		c.must(err)
+		return scheme + " " + t.token, nil
+	}
+}
+
+func (c *serviceCheck) good() (string, error) { return c.token("Bearer", "")() }
+
+func (c *serviceCheck) fault(name string) question { return c.token("Bearer", "?fault="+name) }
+
+// must stops the check on an error of the server.
+func (c *serviceCheck) must(err error) {
+	if err != nil {
+		c.stop(fmt.Errorf("the server at %s failed: %w; its log may say why", c.server.base, err))
+	}
+}
+
+// reads returns how often the JWK Set and the URLs in bad tokens have been read.
+func (c *serviceCheck) reads() readCounts {
+	n, err := c.server.reads(c.ctx)
+	c.must(err)
+	return n
+}
+
+func (c *serviceCheck) setFault(name string) {
+	c.set = name
+	c.must(c.server.setFault(c.ctx, name))
+}
+
+// request asks q once. An answer that comes after limit is none.
+func (c *serviceCheck) request(q question, limit time.Duration) answer {
+	authorization, err := q()
+	if err != nil {
+		return answer{void: err.Error()}
+	}
+	return c.service.ask(c.ctx, authorization, limit)
+}
+
+// ask asks q until the answer is a verdict, or four times. A 429 is none, nor is a 503 that a
+// good token gets as well. While the JWK Set has a fault a lasting 503 is one, because it is
+// what the check looks for.
+func (c *serviceCheck) ask(q question) answer { return c.askWithin(q, answerLimit) }
+
+func (c *serviceCheck) askWithin(q question, limit time.Duration) answer {
+	crashes := 0
+	for try := 1; ; {
+		a := c.request(q, limit)
+		switch {
+		case !a.busy():
+			c.inVain[waitForVerdict] = false
+			return a
+		case a.status == http.StatusServiceUnavailable && c.set == "" && c.request(c.good, limit).accepted():
+			if crashes++; crashes == 2 {
+				return a
+			}
+		case c.ctx.Err() != nil, try == tries, c.inVain[waitForVerdict]:
+			if c.set == "" || a.status == http.StatusTooManyRequests {
+				c.inVain[waitForVerdict] = true
+				a.void = fmt.Sprintf("answered %d, which is no verdict", a.status)
+			}
+			return a
+		default:
+			try++
+			sleep(c.ctx, a.retryAfter())
+		}
+	}
+}
+
+// judge asks q, and a good token after one that was not accepted. If the service refuses that
+// one, it has locked the caller out, and the answer to q is void: judge waits until a good
+// token is accepted and asks q once more.
+func (c *serviceCheck) judge(q question) answer {
+	a := c.ask(q)
+	if a.void != "" || a.accepted() {
+		return a
+	}
+	after := c.ask(c.good)
+	if after.lost != "" {
+		return c.surviveLoss(a, after)
+	}
+	if after.accepted() {
+		c.lockouts = 0
+		return a
+	}
+	c.lockouts++
+	reopened := c.lockouts <= maxLockouts && c.goodAccepted()
+	if a.crashed() && c.lockouts == 1 { // good tokens were accepted before it
+		return a
+	}
+	if reopened {
+		if a = c.ask(q); a.void != "" {
+			return a
+		}
+		if a.accepted() {
+			return a
+		}
+		if after = c.ask(c.good); after.accepted() {
+			c.lockouts = 0
+			return a
+		}
+	}
+	a.void = fmt.Sprintf("the service locked the caller out: a good token afterwards: %s", after)
+	return a
+}
+
+// surviveLoss returns a, the answer after which a good token got none, as a crash. It waits
+// until the service answers again; if it does not, the check ends after this row.
+func (c *serviceCheck) surviveLoss(a, after answer) answer {
+	a.ended = after.gone
+	if a.lost == "" && !a.ended {
+		a.lost = "a good token got none afterwards: " + after.lost
+	}
+	for range c.attempts(c.wait) {
+		if again := c.request(c.good, c.wait); again.lost == "" {
+			c.goodAccepted()
+			return a
+		}
+	}
+	c.endIfLost(after)
+	return a
+}
+
+// endIfLost ends the check after this row if a is the last of many answers that were none.
+func (c *serviceCheck) endIfLost(a answer) {
+	if a.lost != "" && c.bail == "" {
+		c.bail = fmt.Sprintf("the service has not answered for %s (%s): look into its log, start it and run the check again",
+			seconds(c.wait), a.lost)
+	}
+}
+
+// goodAccepted waits until a good token is accepted.
+func (c *serviceCheck) goodAccepted() bool {
+	for range c.attempts(c.wait) {
+		if c.request(c.good, answerLimit).accepted() {
+			return true
+		}
+	}
+	return false
+}
+
+// restoreSet makes the JWK Set good, and waits until a known key's token is accepted, for as
+// many times the wait as given.
+func (c *serviceCheck) restoreSet(times time.Duration) (after time.Duration, a answer) {
+	previous, start := c.set, time.Now()
+	c.setFault("")
+	for range c.attempts(times * c.patience(waitForKnownKey)) {
+		if a = c.ask(c.good); a.accepted() {
+			break
+		}
+	}
+	after = time.Since(start)
+	c.inVain[waitForKnownKey] = !a.accepted()
+	if !a.accepted() && previous != "" && c.dropped == "" {
+		c.dropped = fmt.Sprintf("after the set %s the service refused known keys for %.1f s and longer; all later rows suffer from that",
+			previous, after.Seconds())
+	}
+	return after, a
+}
+
+// A keyTrial is how the service took to tokens of a key that it had not seen.
+type keyTrial struct {
+	token    question
+	lifetime time.Duration // of a token
+	answer   answer        // the last one
+	crash    string        // the first crash, also if a token was accepted later
+	after    time.Duration // the last answer, after the key was published
+	reads    int           // of the JWK Set, since the key was published
+}
+
+// tryNewKey publishes a new key and asks with tokens of it until one is accepted, limit at most.
+func (c *serviceCheck) tryNewKey(limit time.Duration, ask func(question) answer) (t keyTrial) {
+	made, err := c.server.token(c.ctx, "?key=new")
+	c.must(err)
+	t.token, t.lifetime = c.token("Bearer", "?key="+made.kid), made.lifetime
+	before, start := c.reads().JWKS, time.Now()
+	var read time.Time // when a read was first seen
+	for range c.attempts(limit) {
+		t.answer = ask(t.token)
+		t.after, t.reads = time.Since(start), c.reads().JWKS-before
+		if t.answer.crashed() && t.crash == "" {
+			t.crash = t.answer.String()
+		}
+		if t.reads > 0 && read.IsZero() {
+			read = time.Now()
+		}
+		if t.answer.accepted() || !read.IsZero() && time.Since(read) >= giveUpAfter {
+			break
+		}
+	}
+	c.inVain[waitForRead] = !t.answer.accepted() && t.reads == 0
+	return t
+}
+
+// String says what happened.
+func (t keyTrial) String() string {
+	cost := count(t.reads, "read") + " of the JWK Set"
+	switch {
+	case t.answer.accepted():
+		return fmt.Sprintf("accepted after %.1f s and %s", t.after.Seconds(), cost)
+	default:
+		return fmt.Sprintf("%s for %.1f s, with %s", t.answer, t.after.Seconds(), cost)
+	}
+}
+
+// result returns the result of a row that needs the key to be accepted.
+func (t keyTrial) result(why string) result {
+	switch {
+	case t.answer.void != "":
+		return skipped("%s", t.answer.void)
+	case t.answer.accepted() && t.crash == "":
+		return passed("%s", t)
+	case t.answer.accepted():
+		return advised(crash, fmt.Sprintf("%s; %s", t.crash, t), why)
+	case t.crash != "":
+		return advised(crash, t.String(), why)
+	}
+	return advised(strictness, t.String(), why)
+}
