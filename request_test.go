@@ -310,6 +310,8 @@ func TestSubject(t *testing.T) {
 		{name: "the body says who it is by another name", body: "client_id=app&username=alice", want: "alice"},
 		{name: "the body may leave it out", authorization: basic("app", "any"), body: `{"sub":null}`},
 		{name: "another scheme names nobody", authorization: "Bearer app", want: "user123"},
+		{name: "Basic without a colon names nobody", authorization: strings.Replace(basic("app", ""), "Og==", "", 1), want: "user123"},
+		{name: "Basic that is not Base64 names nobody", authorization: basic("app", "any") + "!", want: "user123"},
 		{name: "an empty client is nobody", authorization: basic("", "any"), want: "user123"},
 		{name: "a client in Latin-1 is refused", authorization: basic("J\xfcrgen", "any"), refused: true},
 		{name: "a client with an escape in Latin-1 is refused", authorization: basic("J%FCrgen", "any"), refused: true},
