@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -201,4 +202,29 @@ func TestSystemdUnit(t *testing.T) {
 		t.Fatal("the unit has no ExecStart")
 	}
 	acceptFlags(t, strings.Fields(line[1]))
+}
+
+func TestThePageNamesLinesThatTheServerLogs(t *testing.T) {
+	t.Parallel()
+	sources, err := filepath.Glob("../*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var code []byte
+	for _, name := range sources {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		code = append(code, text...)
+	}
+	messages := regexp.MustCompile(`msg="([^"…]+)`).FindAllSubmatch(readDeploy(t, "README.md"), -1)
+	if len(messages) == 0 {
+		t.Fatal("deploy/README.md names no line of the log")
+	}
+	for _, message := range messages {
+		if !bytes.Contains(code, append([]byte{'"'}, message[1]...)) {
+			t.Errorf("no line of the log begins with %q, which deploy/README.md names", message[1])
+		}
+	}
 }
