@@ -51,7 +51,6 @@ var services = slices.Concat(nodeServices)
 
 func TestServices(t *testing.T) {
 	t.Parallel()
-	requireCheck(t)
 	for _, s := range services {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
@@ -61,13 +60,6 @@ func TestServices(t *testing.T) {
 			}
 			wantFile(t, s.resultsFile(), got.format())
 		})
-	}
-}
-
-// requireCheck skips a test while the server has no -check.
-func requireCheck(t *testing.T) {
-	if help, _ := exec.Command(binary, "-h").CombinedOutput(); !strings.Contains(string(help), "-check-wait") {
-		t.Skip("the server has no -check yet")
 	}
 }
 
@@ -87,6 +79,8 @@ func (s service) check(t *testing.T) results {
 	}
 	wait := 10 * time.Second
 	switch {
+	case s.slow && !*slow && s.restart:
+		wait = 10 * time.Second // until it is started again
 	case s.slow && !*slow:
 		wait = time.Second
 	case s.wait > 0:

@@ -3,7 +3,10 @@ import { expressjwt, UnauthorizedError } from 'express-jwt'
 import jwksRsa from 'jwks-rsa'
 
 const { ISSUER, JWKS_URL, AUDIENCE, PORT } = process.env
-const key = jwksRsa.expressJwtSecret({ cache: true, rateLimit: true, jwksRequestsPerMinute: 5, jwksUri: JWKS_URL })
+const key = jwksRsa.expressJwtSecret({
+  cache: true, rateLimit: true, jwksRequestsPerMinute: 5, jwksUri: JWKS_URL,
+  handleSigningKeyError: (error, done) => done(new UnauthorizedError('invalid_token', error)),
+})
 const app = express()
 app.use(expressjwt({
   secret: async (request, token) => {

@@ -9,6 +9,7 @@ createServer(async (request, response) => {
   try {
     if ('crit' in JSON.parse(Buffer.from(encoded, 'base64url'))) throw new Error('unknown extensions')
     const { claims } = await verifier.verifyAccessToken(token, AUDIENCE)
+    if (typeof claims.exp !== 'number') throw new Error('no exp')
     response.end(claims.sub)
   } catch {
     response.writeHead(401, { 'WWW-Authenticate': 'Bearer error="invalid_token"' }).end()
