@@ -30,7 +30,7 @@ fuzz:
 	done
 
 interop: interop/node/node_modules interop/oauth/node_modules deploy/fixtures/node_modules
-	cd interop && go vet ./... && go test -count=1 ./... # the cache does not know of the server
+	cd interop && go vet ./... && go test -count=1 -parallel 12 ./... # services mostly wait
 	sed -n '/^<!-- seen/,/^<!-- end/p' interop/README.md
 
 %/node_modules: %/package-lock.json
