@@ -23,9 +23,9 @@ type fault struct {
 
 	expired bool            // exp was an hour ago
 	key     bool            // it needs the untrusted key
-	claim   string          // which the token has to have; may be empty
+	claim   string          // a claim that the token has to have; may be empty
 	without bool            // the claim is left out
-	apply   func(*badToken) // does the rest; may be nil
+	apply   func(*badToken) // changes anything else; may be nil
 }
 
 // undefined is the extension of the example in RFC 7515 appendix E.
@@ -60,7 +60,7 @@ var faults = []fault{
 			b.header["kid"] = randomKid()
 		}},
 	{Name: "hs256", Refuse: "must", See: "RFC 8725 section 2.1", apply: hs256(spkiPEM),
-		Why: "alg is HS256, and the secret is the public key as PEM: a verifier that believes alg accepts tokens of anyone"},
+		Why: "alg is HS256, and the secret is the public key as PEM: a verifier that believes alg accepts tokens from anyone"},
 	{Name: "hs256-trimmed", Refuse: "must", See: "RFC 8725 section 2.1",
 		Why:   "alg is HS256, and the secret is the public key as PEM without its last newline, as it is in many environment variables",
 		apply: hs256(func(k key) []byte { return bytes.TrimSuffix(spkiPEM(k), []byte("\n")) })},
@@ -71,33 +71,33 @@ var faults = []fault{
 	{Name: "hs256-jwk", Refuse: "must", See: "RFC 8725 section 2.1", apply: hs256(func(k key) []byte { return encode(k.jwk()) }),
 		Why: "alg is HS256, and the secret is the text of the public key in the JWK Set"},
 	{Name: "hs256-empty", Refuse: "must", See: "RFC 8725 section 3.5", apply: hs256(noSecret),
-		Why: "alg is HS256, and the secret is empty: a verifier whose secret is not set accepts tokens of anyone"},
+		Why: "alg is HS256, and the secret is empty: a verifier whose secret is not set accepts tokens from anyone"},
 	{Name: "kid-path", Refuse: "must", See: "RFC 8725 section 3.10",
-		Why: "alg is HS256, and kid is the path of an empty file: a verifier that reads its secret there accepts tokens of anyone",
+		Why: "alg is HS256, and kid is the path of an empty file: a verifier that reads its secret there accepts tokens from anyone",
 		apply: func(b *badToken) {
 			hs256(noSecret)(b)
 			b.header["kid"] = "../../../../../../dev/null"
 		}},
 	{Name: "jwk", Refuse: "must", See: "RFC 8725 section 3.10", key: true,
-		Why: "an untrusted key signed the token, and the header contains it as jwk: a verifier that trusts it accepts tokens of anyone",
+		Why: "an untrusted key signed the token, and the header contains it as jwk: a verifier that trusts it accepts tokens from anyone",
 		apply: func(b *badToken) {
 			b.signUntrusted()
 			b.header["jwk"] = b.untrusted.jwk()
 		}},
 	{Name: "jku", Refuse: "must", See: "RFC 8725 section 3.10", key: true,
-		Why: "an untrusted key signed the token, and jku is the URL of its JWK Set: a verifier that fetches it accepts tokens of anyone",
+		Why: "an untrusted key signed the token, and jku is the URL of its JWK Set: a verifier that fetches it accepts tokens from anyone",
 		apply: func(b *badToken) {
 			b.signUntrusted()
 			b.header["kid"], b.header["jku"] = b.untrusted.kid, b.url("/faults/jwks.json")
 		}},
 	{Name: "x5c", Refuse: "must", See: "RFC 7515 section 4.1.6", key: true,
-		Why: "an untrusted key signed the token, and x5c is its self-signed certificate: a verifier that trusts it accepts tokens of anyone",
+		Why: "an untrusted key signed the token, and x5c is its self-signed certificate: a verifier that trusts it accepts tokens from anyone",
 		apply: func(b *badToken) {
 			b.signUntrusted()
 			b.header["x5c"] = []string{b.untrusted.certificate}
 		}},
 	{Name: "x5u", Refuse: "must", See: "RFC 7515 section 4.1.5", key: true,
-		Why: "an untrusted key signed the token, and x5u is the URL of its certificate: a verifier that fetches it accepts tokens of anyone",
+		Why: "an untrusted key signed the token, and x5u is the URL of its certificate: a verifier that fetches it accepts tokens from anyone",
 		apply: func(b *badToken) {
 			b.signUntrusted()
 			b.header["x5u"] = b.url("/faults/x5u.pem")
@@ -144,7 +144,7 @@ var faults = []fault{
 	{Name: "expired", Refuse: "must", See: "RFC 7519 section 4.1.4", expired: true,
 		Why: "exp was an hour ago: a verifier that accepts the token accepts it until its key is gone"},
 	{Name: "expiry-zero", Refuse: "must", See: "RFC 7519 section 4.1.4", apply: func(b *badToken) { b.setExp(0) },
-		Why: "exp is 0, which is in 1970: a verifier that takes it for no expiry accepts the token until its key is gone"},
+		Why: "exp is 0, which is in 1970: a verifier that treats it as no expiry accepts the token until its key is gone"},
 	{Name: "not-yet", Refuse: "must", See: "RFC 7519 section 4.1.5",
 		Why:   "nbf is in an hour: the token must not be accepted before then",
 		apply: func(b *badToken) { b.claims["nbf"] = b.now.Add(time.Hour).Unix() }},

@@ -477,7 +477,8 @@ func TestCatalogue(t *testing.T) {
 			{server: s, fault: "no-issuer", body: `{"iss":null}`, want: "the fault no-issuer needs a token with iss: request one in the body"},
 			{server: s, fault: "no-subject", body: `{"sub":null}`, want: "the fault no-subject needs a token with sub: request one in the body"},
 			{server: s, fault: "no-iat", body: `{"iat":null}`, want: "the fault no-iat needs a token with iat: request one in the body"},
-			{server: s, fault: "duplicate-claim", body: `{"sub":null}`, want: "the fault duplicate-claim needs a token with sub: request one in the body"},
+			{server: s, fault: "duplicate-claim", body: `{"sub":null}`,
+				want: "the fault duplicate-claim needs a token with sub: request one in the body"},
 			{server: s, fault: "no-audience", body: `{"aud":null}`,
 				want: "the fault no-audience needs a token with aud: request one in the body, or start the server with -audience"},
 			{server: open, fault: "audience-list",
@@ -488,7 +489,8 @@ func TestCatalogue(t *testing.T) {
 			equal(t, test.fault, w.json(t)["error_description"], any(test.want))
 		}
 		for fault, want := range map[string]any{
-			"no-audience": nil, "audience": anotherAudience, "audience-array": []any{anotherAudience}, "audience-list": []any{anotherAudience, "x", "y"},
+			"no-audience": nil, "audience": anotherAudience,
+			"audience-array": []any{anotherAudience}, "audience-list": []any{anotherAudience, "x", "y"},
 		} {
 			_, claims := parts(t, open.token(t, "?fault="+fault, "aud=x&aud=y"))
 			equal(t, "aud of "+fault, claims["aud"], want)
@@ -569,7 +571,10 @@ func TestCatalogue(t *testing.T) {
 }
 
 func FuzzFaults(f *testing.F) {
-	for i, body := range []string{"", aliceClaims, `{"sub":null}`, `{"sub":{"a":[1]},"exp":1.5,"aud":[]}`, `{"iss":null,"exp":-1e300}`, "sub=a&aud=b&aud=c", `{"crit":1,"":""}`, "[", `{"sub":"\ud83d"}`} {
+	for i, body := range []string{
+		"", aliceClaims, `{"sub":null}`, `{"sub":{"a":[1]},"exp":1.5,"aud":[]}`, `{"iss":null,"exp":-1e300}`,
+		"sub=a&aud=b&aud=c", `{"crit":1,"":""}`, "[", `{"sub":"\ud83d"}`,
+	} {
 		f.Add(body, uint(i))
 		f.Add(body, uint(i+len(faults)/2))
 	}

@@ -170,6 +170,8 @@ func TestTyp(t *testing.T) {
 		{name: "without a client it is sub", typ: "at+jwt", want: "user123"},
 		{name: "without a client it is the requested sub", typ: "at+jwt", body: `{"sub":{"a":1}}`, want: map[string]any{"a": json.Number("1")}},
 		{name: "without a client and sub there is none", typ: "at+jwt", body: `{"sub":null}`},
+		{name: "a requested client_id replaces it", typ: "at+jwt", body: `{"client_id":"x"}`, authorization: basic("app", "x"), want: "x"},
+		{name: "a request leaves it out by null", typ: "at+jwt", body: `{"client_id":null}`, authorization: basic("app", "x")},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := newServerWithKey(t, "-typ", test.typ)
@@ -178,6 +180,13 @@ func TestTyp(t *testing.T) {
 			equal(t, "client_id", claims["client_id"], test.want)
 		})
 	}
+	t.Run("with -clients it is the client, whatever typ is", func(t *testing.T) {
+		for _, typ := range []string{"JWT", "at+jwt"} {
+			s := newServerWithKey(t, "-typ", typ, "-clients", clientsFile(t))
+			header, claims := parts(t, s.do("POST", "/auth", "", "Authorization", basic("one", secretsOf["one"])).token(t))
+			equal(t, "typ and client_id", []any{header["typ"], claims["client_id"]}, []any{typ, "one"})
+		}
+	})
 	t.Run("a client id that is not UTF-8 is refused even if sub is requested", func(t *testing.T) {
 		s := newServerWithKey(t, "-typ", "at+jwt")
 		w := s.do("POST", "/auth", "sub=alice", "Authorization", basic("J\xfcrgen", "x"))

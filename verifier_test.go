@@ -39,7 +39,7 @@ var (
 	errNoSub     = errors.New("sub is missing")
 )
 
-// A verifier is a resource server that checks all that the catalogue asks for, except for one hole. A
+// A verifier checks all that the catalogue asks for, except for one hole. A
 // hole has the name of a fault, which it lets in, or is trustsUntrusted.
 type verifier struct {
 	*testServer        // that it trusts
