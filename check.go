@@ -94,7 +94,7 @@ func findServer(ctx context.Context, c config, client *http.Client) (base string
 	case err != nil && strings.Contains(err.Error(), "HTTP response to HTTPS client"):
 		return "", false, fmt.Errorf("the server at %s speaks http: leave out -tls-cert and -tls-key, or choose another -addr", c.addr)
 	case err != nil:
-		return "", false, fmt.Errorf("what listens at -addr %s is no jwks-server: stop it, or choose another -addr: %w", c.addr, err)
+		return "", false, fmt.Errorf("what listens at -addr %s is not a jwks-server: stop it, or choose another -addr: %w", c.addr, err)
 	case status == http.StatusOK:
 		return base, true, nil
 	}
@@ -102,7 +102,7 @@ func findServer(ctx context.Context, c config, client *http.Client) (base string
 		return "", false, fmt.Errorf("the jwks-server at %s has no bad tokens, because it runs with -clients or is an old one: "+
 			"choose another -addr, where the check starts a server of its own", c.addr)
 	}
-	return "", false, fmt.Errorf("what listens at -addr %s is no jwks-server: stop it, or choose another -addr", c.addr)
+	return "", false, fmt.Errorf("what listens at -addr %s is not a jwks-server: stop it, or choose another -addr", c.addr)
 }
 
 // askedAddress returns the address at which to ask a server that listens on addr: localhost

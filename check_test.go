@@ -613,7 +613,7 @@ func TestCheckSaysWhyItCannotBegin(t *testing.T) {
 		{"the service cannot be reached", []string{"-addr", plain.addr(), "-check", "http://" + nothing + "/hello"},
 			"cannot reach the service at http://" + nothing + "/hello: start it first, and compare host and port of -check: "},
 		{"another program is at -addr", []string{"-addr", listening(t, http.NotFoundHandler()), "-check", service},
-			"is no jwks-server: stop it, or choose another -addr"},
+			"is not a jwks-server: stop it, or choose another -addr"},
 		{"the server runs with -clients", []string{"-addr", closed.addr(), "-check", service},
 			"has no bad tokens, because it runs with -clients"},
 		{"the server speaks https", []string{"-addr", secure.addr(), "-check", service},
