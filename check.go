@@ -47,7 +47,7 @@ func checkService(ctx context.Context, c config, server serverClient, running bo
 	defer cancel(nil)
 	k := &serviceCheck{
 		ctx: checking, cancel: cancel, server: server, service: serviceClient{url: c.service, http: server.http},
-		tap: tap{out: stdout}, wait: c.checkWait, inVain: map[waitKind]bool{}, answers: map[string]answer{},
+		tap: tap{out: stdout}, wait: c.checkWait, running: running, inVain: map[waitKind]bool{}, answers: map[string]answer{},
 	}
 	if a := k.service.ask(checking, "", answerLimit); a.gone {
 		return fmt.Errorf("cannot reach the service at %s: start it first, and compare host and port of -check: %w", c.service, a.err)

@@ -592,8 +592,10 @@ func TestCheckUsesTheServerThatRuns(t *testing.T) {
 	code, stdout, stderr := runHere(t.Context(), "-addr", p.addr(), "-audience", "other", "-check", "http://"+listening(t, service))
 	equal(t, "exit status", code, 1)
 	wantLine(t, strings.Split(stdout, "\n"), "# asking "+"http://")
-	if !strings.Contains(stdout, "flags of tokens and keys have no effect on it") || !strings.Contains(stdout, `"aud":"api"`) {
-		t.Errorf("the check did not ask with tokens of the server that runs: %s", stdout)
+	for _, want := range []string{"flags of tokens and keys have no effect on it", `"aud":"api"`, "stop the server that runs, whose flags count"} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("the check with a server that runs does not say %q: %s", want, stdout)
+		}
 	}
 	equal(t, "stderr", stderr, "jwks-server: the check could not go on: its last line says why\n")
 }

@@ -163,8 +163,11 @@ func (c *serviceCheck) advice(status int) string {
 	set := c.server.base + jwkSetPath
 	switch {
 	case status == http.StatusUnauthorized:
-		text := "compare iss and aud with what the service expects (-issuer and -audience set them), " +
-			"and the URL from which it reads keys with " + set
+		flags := "-issuer and -audience set them"
+		if c.running {
+			flags = "-issuer and -audience set them: stop the server that runs, whose flags count, and start it with them"
+		}
+		text := "compare iss and aud with what the service expects (" + flags + "), and the URL from which it reads keys with " + set
 		if reads := c.reads().JWKS - c.start.JWKS; reads > 0 {
 			return fmt.Sprintf("%s, which was read %s since the check began", text, count(reads, "time"))
 		}

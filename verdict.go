@@ -26,6 +26,7 @@ type serviceCheck struct {
 	service serviceClient
 	tap     tap
 	wait    time.Duration // -check-wait
+	running bool          // the server ran before the check
 
 	set      string            // the fault that the JWK Set has, or empty
 	inVain   map[waitKind]bool // whether the last wait of a kind was in vain
