@@ -19,6 +19,9 @@ func TestThePageShowsEachRecipeAsItRuns(t *testing.T) {
 		if !strings.Contains(page, "\n### "+s.name+"\n") {
 			t.Errorf("README.md has no heading ### %s", s.name)
 		}
+		if !strings.Contains(page, s.open) {
+			t.Errorf("README.md does not say of %s: %s", s.name, s.open)
+		}
 		for _, file := range s.files {
 			path := filepath.Join(s.dir, file)
 			start, end := recipeBlock(page, path)
@@ -242,7 +245,10 @@ func lasting(text string, s service) string {
 		notes = append(notes, strings.TrimSuffix(found, ", which is no refusal"))
 	}
 	if found := again.FindStringSubmatch(text); found != nil {
-		if known := found[1]; known != atOnce {
+		switch known := found[1]; {
+		case strings.HasPrefix(known, "not accepted"):
+			notes = append(notes, "and known keys stay refused")
+		case known != atOnce:
 			notes = append(notes, "a known key again "+known)
 		}
 		if fresh := found[2]; fresh != "" && fresh != atOnce && s.wait == 0 {

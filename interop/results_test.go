@@ -211,7 +211,8 @@ func (r results) failed() (names []string) {
 }
 
 // versionLine returns the versions of the service's packages. A package is one of npm, as
-// npm:NAME, a Go module, as go:PATH, one of Debian, as deb:NAME, or the name and version
+// npm:NAME, a Go module, as go:PATH or
+// programs:PATH, one of Debian, as deb:NAME, or the name and version
 // itself.
 func (s service) versionLine(t *testing.T) string {
 	t.Helper()
@@ -236,10 +237,11 @@ func packageVersion(t *testing.T, kind, name string) string {
 			t.Fatal(err)
 		}
 		return name + " " + manifest.Version
-	case "go":
-		found := regexp.MustCompile(`(?m)\s` + regexp.QuoteMeta(name) + ` v(\S+)`).FindStringSubmatch(readFile(t, "go.mod"))
+	case "go", "programs":
+		file := map[string]string{"go": "go.mod", "programs": "programs/go.mod"}[kind]
+		found := regexp.MustCompile(`(?m)\s` + regexp.QuoteMeta(name) + ` v(\S+)`).FindStringSubmatch(readFile(t, file))
 		if found == nil {
-			t.Fatalf("go.mod does not require %s", name)
+			t.Fatalf("%s does not require %s", file, name)
 		}
 		return name + " " + found[1]
 	case "deb":
@@ -249,7 +251,7 @@ func packageVersion(t *testing.T, kind, name string) string {
 		}
 		return name + " " + debianUpstream(string(version))
 	}
-	t.Fatalf("package %s:%s is neither of npm, go nor deb", kind, name)
+	t.Fatalf("package %s:%s is neither of npm, go, programs nor deb", kind, name)
 	return ""
 }
 

@@ -1,6 +1,7 @@
 package interop
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -28,15 +29,17 @@ var slow = flag.Bool("slow", false, "give slow services the -check-wait that the
 //	PORT              where to listen, on 127.0.0.1
 //	STATE             an empty directory for its files
 //
-// It is ready once the port accepts connections, and answers GET /: 200 to a good token, and
+// It is ready once the port accepts connections, and answers GET of path: 200 to a good token, and
 // to others what the library makes of them. It is ended by SIGTERM to its process group.
 type service struct {
 	name     string   // the heading of its recipe
 	dir      string   // of its files
 	files    []string // shown on the page; the first one is the recipe
 	command  []string
+	path     string        // of the URL that needs a token; / by default
 	wait     time.Duration // the -check-wait that it needs; 10 s by default
 	slow     bool          // waits for new keys for so long that only -slow tries them
+	slowOnly bool          // takes so long to build or start that only -slow runs it
 	tls      bool          // the server speaks HTTPS
 	restart  bool          // a token ends it, so it is started again and again, as systemd does
 	flags    []string      // of the server, besides -audience
@@ -47,13 +50,16 @@ type service struct {
 }
 
 // services are all recipes that run, in the order of the page.
-var services = slices.Concat(nodeServices)
+var services = slices.Concat(nodeServices, programServices)
 
 func TestServices(t *testing.T) {
 	t.Parallel()
 	for _, s := range services {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
+			if s.slowOnly && !*slow {
+				t.Skip("only make interop-slow runs it")
+			}
 			got := s.check(t)
 			if s.slow && !*slow {
 				got = got.onlyTokens().with(readResults(t, s).withoutTokens())
@@ -68,12 +74,11 @@ func (s service) check(t *testing.T) results {
 	t.Helper()
 	serverFlags := append([]string{"-audience", audience}, s.flags...)
 	var issuer server
-	var checkFlags, trust []string
+	var certificate string
+	var checkFlags []string
 	if s.tls {
-		var certificate string
 		issuer, certificate = startTLS(t, serverFlags...)
 		checkFlags = []string{"-tls-cert", certificate, "-tls-key", filepath.Join(filepath.Dir(certificate), "key.pem")}
-		trust = []string{"NODE_EXTRA_CA_CERTS=" + certificate, "SSL_CERT_FILE=" + certificate, "REQUESTS_CA_BUNDLE=" + certificate}
 	} else {
 		issuer = start(t, serverFlags...)
 	}
@@ -86,7 +91,7 @@ func (s service) check(t *testing.T) results {
 	case s.wait > 0:
 		wait = s.wait
 	}
-	url := s.start(t, issuer, trust)
+	url := s.start(t, issuer, certificate)
 	_, address, _ := strings.Cut(issuer.issuer, "://")
 	check := exec.CommandContext(t.Context(), binary, append(checkFlags, "-addr", address, "-check", url, "-check-wait", wait.String())...)
 	check.Stderr = t.Output()
@@ -99,13 +104,29 @@ func (s service) check(t *testing.T) results {
 }
 
 // start starts the service and returns its URL once it listens.
-func (s service) start(t *testing.T, issuer server, trust []string) (url string) {
+func (s service) start(t *testing.T, issuer server, certificate string) (url string) {
 	t.Helper()
+	state, err := os.MkdirTemp("", "service")
+	if err == nil {
+		err = os.Chmod(state, 0o755) // Apache is another user
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(state) })
+	var trust []string
+	if certificate != "" {
+		copied := filepath.Join(state, "certificate.pem")
+		if err := os.WriteFile(copied, []byte(readFile(t, certificate)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		trust = []string{"NODE_EXTRA_CA_CERTS=" + copied, "SSL_CERT_FILE=" + copied, "REQUESTS_CA_BUNDLE=" + copied}
+	}
 	port := freePort(t)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	cmd := exec.CommandContext(ctx, s.command[0], s.command[1:]...)
 	cmd.Dir = s.dir
-	cmd.Env = append(os.Environ(), "ISSUER="+issuer.issuer, "JWKS_URL="+issuer.jwks, "AUDIENCE="+audience, "PORT="+port, "STATE="+t.TempDir())
+	cmd.Env = append(os.Environ(), "ISSUER="+issuer.issuer, "JWKS_URL="+issuer.jwks, "AUDIENCE="+audience, "PORT="+port, "STATE="+state)
 	cmd.Env = append(cmd.Env, trust...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
@@ -129,7 +150,7 @@ func (s service) start(t *testing.T, issuer server, trust []string) (url string)
 		connection, err := net.Dial("tcp", "127.0.0.1:"+port)
 		if err == nil {
 			connection.Close()
-			return "http://127.0.0.1:" + port + "/"
+			return "http://127.0.0.1:" + port + cmp.Or(s.path, "/")
 		}
 		select {
 		case err := <-ended:
