@@ -44,12 +44,12 @@ func TestTheConnectionThatHasBeenIdleLongestIsClosedForANewOne(t *testing.T) {
 			want:   []string{"b"},
 		},
 		{
-			name:   "idle since its last request",
+			name: "idle since its last request",
 			events: []event{
 				{"a", opened}, {"b", opened}, {"c", opened}, {"a", used}, {"b", used}, {"b", idle}, {"a", idle},
 				{"d", opened}, {"e", opened}, {"f", opened},
 			},
-			want:   []string{"c", "b", "a"},
+			want: []string{"c", "b", "a"},
 		},
 		{
 			name:   "the new one if all others are in use",

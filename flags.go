@@ -35,7 +35,8 @@ func (e usageError) Error() string { return e.error.Error() + "; -h lists the fl
 
 // define adds the flags to a set. Parsing the set fills c.
 func (c *config) define(flags *flag.FlagSet) {
-	flags.StringVar(&c.addr, "addr", "127.0.0.1:8080", "`host:port` to listen on; port 0 picks a free one")
+	flags.StringVar(&c.addr, "addr", "localhost:8080",
+		"`host:port` to listen on: a host name stands for all its addresses, port 0 for a free port")
 	flags.StringVar(&c.keys, "keys", "keys", "`directory` of the private keys, shared by replicas; an empty name keeps keys in memory only")
 	flags.DurationVar(&c.keyTTL, "key-ttl", time.Hour, "lifetime of a key from when it may sign; shorter lifetimes rotate faster")
 	flags.IntVar(&c.bits, "key-bits", 2048, "size of new RSA keys: 2048, 3072 or 4096 `bits`; larger keys sign 3 to 7 times slower")
@@ -46,7 +47,8 @@ func (c *config) define(flags *flag.FlagSet) {
 	flags.StringVar(&c.issuer, "issuer", "", "`URL` in iss, the URL at which others reach this server (default: the listen address)")
 	flags.StringVar(&c.audience, "audience", "", "`name` in aud, for verifiers that require one (default: no aud)")
 	flags.StringVar(&c.typ, "typ", "JWT", "`typ` of tokens: at+jwt makes access tokens of RFC 9068, with the claim client_id")
-	flags.Func("claims", "JSON `object` of claims of every token, such as {\"roles\":[\"admin\"]}; a request's own replace them, and null leaves one out",
+	flags.Func("claims",
+		"JSON `object` of claims of every token, such as {\"roles\":[\"admin\"]}; a request's own replace them, and null leaves one out",
 		func(value string) (err error) { c.claims, err = parseClaims(value); return err })
 	flags.Func("clients", "JSON `file` of the clients that may get tokens (default: anyone may)", fileFlag(&c.clients))
 	flags.Func("tls-cert", "PEM `file` of the certificate and its chain, to serve HTTPS", fileFlag(&c.tlsCert))
@@ -239,7 +241,7 @@ func validateIssuer(issuer string) error {
 		return fmt.Errorf("-issuer %q is not an issuer: use an http or https URL without user, query and fragment", issuer)
 	}
 	if base := strings.TrimSuffix(u.EscapedPath(), "/"); base == "/" || base != "" && path.Clean(base) != base {
-		return fmt.Errorf("-issuer %q has a path that clients would change: leave out empty segments, . and ..", issuer)
+		return fmt.Errorf("-issuer %q has a path that clients would change: leave out ., .. and empty segments", issuer)
 	}
 	return nil
 }

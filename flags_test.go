@@ -89,7 +89,7 @@ func TestInvalidFlagsExitWithStatus2AndLeaveNothingBehind(t *testing.T) {
 	for _, issuer := range []string{
 		"https://a.test//", "https://a.test//a", "https://a.test/a//b", "https://a.test/a/./b", "https://a.test/../a", "https://a.test/a/..",
 	} {
-		const want = "-issuer %q has a path that clients would change: leave out empty segments, . and .."
+		const want = "-issuer %q has a path that clients would change: leave out ., .. and empty segments"
 		rows = append(rows, row{args: []string{"-issuer", issuer}, want: fmt.Sprintf(want, issuer)})
 	}
 	for _, typ := range []string{"", "application/at+jwt", "a b", "é", "+jwt"} {
@@ -148,7 +148,7 @@ func TestHelpListsEachFlagWithItsDefault(t *testing.T) {
 			t.Errorf("the help does not list %s:\n%s", want, &stderr)
 		}
 	}
-	for _, want := range []string{`(default "127.0.0.1:8080")`, "(default 10m0s)", "(default 2048)"} {
+	for _, want := range []string{`(default "localhost:8080")`, "(default 10m0s)", "(default 2048)"} {
 		if !strings.Contains(stderr.String(), want) {
 			t.Errorf("the help does not have %s:\n%s", want, &stderr)
 		}

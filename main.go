@@ -17,17 +17,18 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 )
 
-const drain = 10 * time.Second // how long a stopping server waits for the requests in flight
+const shutdownTimeout = 10 * time.Second // how long shutdown waits for in-flight requests
 
 func main() {
 	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
-	if !signal.Ignored(syscall.SIGHUP) { // as under nohup
+	if !signal.Ignored(syscall.SIGHUP) { // as it is under nohup
 		signals = append(signals, syscall.SIGHUP)
 	}
 	signal.Ignore(syscall.SIGPIPE) // the reader of the log may go away
@@ -40,11 +41,11 @@ func main() {
 	os.Exit(status)
 }
 
-// exitStatus returns the exit status for the error of run. It writes the error to stderr,
-// in one line of text or JSON, unless the end is a clean one.
+// exitStatus returns the exit status for the error of run. It writes the error to stderr
+// as one line of text or JSON, unless it is that of a help text or a signal.
 func exitStatus(err error, stderr io.Writer, asJSON bool) int {
 	switch {
-	case err == nil, errors.Is(err, flag.ErrHelp), errors.Is(err, context.Canceled): // canceled by a signal
+	case err == nil, errors.Is(err, flag.ErrHelp), errors.Is(err, context.Canceled):
 		return 0
 	case asJSON:
 		newLogger(stderr, true).Error("jwks-server failed", "error", oneLine(err))
@@ -65,7 +66,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	if c.healthcheck {
-		return c.checkHealth()
+		return c.checkHealth(ctx)
 	}
 	if c.service != "" {
 		return runCheck(ctx, c, stdout, stderr, serve)
@@ -74,52 +75,62 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 }
 
 // serve serves until ctx is canceled, then drains in-flight requests. It calls ready with
-// the base URL once it serves, and logs to stderr.
+// the base URL once it serves, and logs to stderr. It listens before it opens the keys, so
+// that a start on a busy port leaves nothing behind.
 func serve(ctx context.Context, c config, stderr io.Writer, ready func(base string)) error {
 	clients, secure, err := c.readFiles()
 	if err != nil {
 		return err
 	}
-	listener, err := net.Listen("tcp", c.addr)
+	listeners, err := listen(ctx, net.ListenConfig{}, c.addr)
 	if err != nil {
-		return fmt.Errorf("cannot %w; choose another address with -addr", err)
+		return fmt.Errorf("cannot listen on %s: %w; choose another address with -addr", c.addr, err)
 	}
-	defer listener.Close()
+	defer closeAll(listeners)
 	logger := newLogger(stderr, c.logJSON)
-	keys, err := await(ctx, func() (*keystore, error) {
+	store, err := await(ctx, func() (*keystore, error) {
 		return openKeystore(ctx, keyDir(c.keys), c.rotation, c.bits, logger)
 	})
 	if err != nil {
 		return err
 	}
-	addr := listener.Addr().(*net.TCPAddr)
-	base := baseURL(c.addr, addr, secure != nil)
-	s := newServer(c, base, keys, clients, logger)
+	base := baseURL(c.addr, listeners[0].Addr().(*net.TCPAddr), secure != nil)
+	s := newServer(c, base, store, clients, logger)
 	server := newHTTPServer(s.routes(), logger)
-	if secure != nil {
-		listener = tls.NewListener(listener, secure)
+	c.announce(logger, s.issuer, base, listeners)
+	go store.maintain(ctx)
+	served := make(chan error, len(listeners))
+	for _, listener := range listeners {
+		if secure != nil {
+			listener = tls.NewListener(listener, secure)
+		}
+		go func() { served <- server.Serve(listener) }()
 	}
-	announce(logger, c, s.issuer, base, addr.IP.IsLoopback())
-	ready(base)
-
-	go keys.maintain(ctx)
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
+	await(ctx, func() (struct{}, error) { // the reader of stdout may stall
+		ready(base)
+		return struct{}{}, nil
+	})
 	select {
 	case err := <-served:
 		return fmt.Errorf("cannot serve: %w", err)
 	case <-ctx.Done():
+		shutDown(ctx, server, logger)
+		return nil
 	}
-	logger.Info("stopping: another signal ends the requests in flight", "requests_have", drain)
-	draining, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
-	defer cancel()
-	if err := server.Shutdown(draining); err != nil {
-		logger.Warn("stopped with requests in flight", "error", err)
-	}
-	return nil
 }
 
-// readFiles reads the files that flags name; nil for those that are not given.
+// shutDown drains in-flight requests. It ignores that ctx is canceled.
+func shutDown(ctx context.Context, server *http.Server, logger *slog.Logger) {
+	logger.Info("shutting down; a second signal aborts in-flight requests", "timeout", shutdownTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+	defer cancel()
+	if err := server.Shutdown(ctx); err != nil {
+		logger.Warn("aborted in-flight requests", "error", err)
+	}
+}
+
+// readFiles loads the clients file and the TLS certificate. Each result is nil if its flag
+// is not set.
 func (c config) readFiles() (clients registry, secure *tls.Config, err error) {
 	if c.clients != "" {
 		if clients, err = readClients(c.clients); err != nil {
@@ -136,24 +147,27 @@ func (c config) readFiles() (clients registry, secure *tls.Config, err error) {
 	return clients, secure, nil
 }
 
-// announce logs what a person wants to know first, and warns of what is dangerous.
-func announce(logger *slog.Logger, c config, issuer, base string, loopback bool) {
-	logger.Info("serving", "issuer", cmp.Or(issuer, "the URL of each request"), "jwks", base+"/.well-known/jwks.json", "tokens", base+"/auth", "keys", c.keys)
+// announce logs the URLs of the server, and warns about insecure configurations.
+func (c config) announce(logger *slog.Logger, issuer, base string, listeners []net.Listener) {
+	logger.Info("serving", "issuer", cmp.Or(issuer, "the URL of each request"),
+		"jwks", base+"/.well-known/jwks.json", "tokens", base+"/auth", "keys", c.keys)
 	if c.keys == "" {
-		logger.Warn("keys are in memory only: a restart loses them, and the tokens that they signed")
+		logger.Warn("keys are in memory only: a restart loses them, and invalidates the tokens that they signed")
 	}
+	remote := func(l net.Listener) bool { return !l.Addr().(*net.TCPAddr).IP.IsLoopback() }
 	switch {
-	case loopback:
+	case !slices.ContainsFunc(listeners, remote):
 	case c.clients == "":
-		logger.Warn("whoever reaches this address can have any token: ask for secrets with -clients, or listen on 127.0.0.1", "addr", c.addr)
+		logger.Warn("anyone who can reach this address can get any token: "+
+			"require client secrets with -clients, or listen on localhost", "addr", c.addr)
 	case c.tlsCert == "":
 		logger.Warn("secrets and tokens cross the network unencrypted: use -tls-cert and -tls-key, or a proxy with TLS in front", "addr", c.addr)
 	}
 }
 
-// newHTTPServer returns a server with timeouts and size limits. An idle connection stays
-// longer than any load balancer keeps its side, so that the server never closes one that
-// is in use.
+// newHTTPServer returns a server with timeouts and size limits. The idle timeout exceeds
+// that of common load balancers, so that the server never closes a connection that a load
+// balancer is about to reuse.
 func newHTTPServer(h http.Handler, logger *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           h,
@@ -167,8 +181,9 @@ func newHTTPServer(h http.Handler, logger *slog.Logger) *http.Server {
 	}
 }
 
-// baseURL returns where a client on this machine reaches the server: a name if one was
-// listened on, localhost for all addresses, the address without its zone otherwise.
+// baseURL returns the URL for clients on this machine. Its host is the name given in
+// -addr, localhost if the server listens on all addresses, and otherwise the IP address
+// without a zone.
 func baseURL(listened string, addr *net.TCPAddr, secure bool) string {
 	host, _, _ := net.SplitHostPort(listened)
 	if addr.IP.IsUnspecified() {
@@ -179,18 +194,29 @@ func baseURL(listened string, addr *net.TCPAddr, secure bool) string {
 	return schemes[secure] + "://" + net.JoinHostPort(host, strconv.Itoa(addr.Port))
 }
 
-// checkHealth asks the server that listens on -addr for its JWK Set. It trusts any
-// certificate, because it asks itself, and uses no proxy.
-func (c config) checkHealth() error {
-	client := &http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
-	url := schemes[c.tlsCert != ""] + "://" + c.addr + "/.well-known/jwks.json" // Dial asks 127.0.0.1 for :8080
-	response, err := client.Get(url)
+// checkHealth returns an error unless the server at -addr responds with its JWK Set. It
+// accepts any certificate, because it talks to itself, and ignores proxies.
+func (c config) checkHealth(ctx context.Context) error {
+	client := &http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, c.addr) // knows named ports, and takes :8080 for this machine
+		},
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
+	}}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, schemes[c.tlsCert != ""]+"://localhost/.well-known/jwks.json", nil)
 	if err != nil {
-		return fmt.Errorf("the server does not answer: %w", err)
+		return err
+	}
+	response, err := client.Do(request)
+	switch {
+	case ctx.Err() != nil:
+		return errors.New("interrupted before the server answered")
+	case err != nil:
+		return fmt.Errorf("the server at %s does not answer: %w", c.addr, errors.Unwrap(err)) // without the URL
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {
-		return fmt.Errorf("the server is not healthy: GET %s answers %s", url, response.Status)
+		return fmt.Errorf("the server at %s is not healthy: GET %s answers %s", c.addr, request.URL.Path, response.Status)
 	}
 	return nil
 }

@@ -51,8 +51,8 @@ func TestAFailedStartPrintsOneLine(t *testing.T) {
 	damaged := mixed.path("20991231T235959Z.x.pem")
 	ok(t, os.Mkdir(open, 0o700), os.Chmod(open, 0o702), os.WriteFile(damaged, nil, 0o600))
 	for _, test := range []struct{ name, args, want string }{
-		{"busy port", "-addr " + port, "cannot listen tcp " + port + ": bind: address already in use; choose another address with -addr"},
-		{"no such port", "-addr 127.0.0.1:99999", "cannot listen tcp: address 99999: invalid port; choose another address with -addr"},
+		{"busy port", "-addr " + port, "cannot listen on " + port + ": listen tcp " + port + ": bind: address already in use; choose another address with -addr"},
+		{"no such port", "-addr 127.0.0.1:99999", "cannot listen on 127.0.0.1:99999: address 99999: invalid port; choose another address with -addr"},
 		{"no parent", "-keys " + keys + "/x", "cannot make the keys directory: mkdir " + keys + "/x: no such file or directory; mount or make its parent, or choose another directory with -keys"},
 		{"keys is a file", "-keys " + file, "cannot use the keys directory: " + file + " is not a directory; choose another with -keys"},
 		{"keys is open to everybody", "-keys " + open, "cannot use the keys directory: everybody may write to " + open + ", so anybody's keys would sign; chmod o-w it, or choose another with -keys, such as a directory below it"},
@@ -81,7 +81,7 @@ func TestAFailedStartWithLogJSONPrintsOneLineOfJSON(t *testing.T) {
 		code int
 		want string
 	}{
-		{args: []string{"-addr", "127.0.0.1:99999", "-log-json"}, code: 1, want: "cannot listen tcp: address 99999: invalid port"},
+		{args: []string{"-addr", "127.0.0.1:99999", "-log-json"}, code: 1, want: "cannot listen on 127.0.0.1:99999: address 99999: invalid port"},
 		{args: []string{"-nonsense", "-log-json"}, code: 2, want: "flag provided but not defined: -nonsense; -h lists the flags"},
 		{args: []string{"-log-json", "-token-ttl", "0s"}, code: 2, want: "-token-ttl 0s is too short"},
 	} {
@@ -141,7 +141,7 @@ func TestBaseURL(t *testing.T) {
 }
 
 const (
-	openWarning   = "whoever reaches this address can have any token"
+	openWarning   = "anyone who can reach this address can get any token"
 	secretWarning = "secrets and tokens cross the network unencrypted"
 )
 
@@ -243,7 +243,7 @@ func TestOutput(t *testing.T) {
 			"key found":   {"kid": kid, "signs_from": "", "signs_until": "", "expires": ""},
 			"key made":    {"kid": "", "signs_from": "", "signs_until": "", "expires": ""},
 			"now signing": {"kid": kid},
-			"request":     {"method": "POST", "path": "/auth", "status": "200", "duration": ""},
+			"request":     {"method": "POST", "path": "/auth", "status": "200", "duration": "", "from": ""},
 		} {
 			for field, value := range want {
 				if got, ok := events[name][field]; !ok || value != "" && fmt.Sprint(got) != value {
@@ -321,7 +321,7 @@ func TestSignals(t *testing.T) {
 			p := startProcess(t, withKey(t)...)
 			request := p.halfRequest(t)
 			p.cmd.Process.Signal(signal)
-			p.logs(t, "stopping")
+			p.logs(t, "shutting down")
 			eventually(t, "a new connection is refused", func() bool { return p.do("GET", "/", "", "Connection", "close").err != nil })
 			request.wantAnswer(t)
 			if code := p.exitCode(t); code != 0 {
@@ -349,7 +349,7 @@ func TestSignals(t *testing.T) {
 		p := startProcess(t, withKey(t)...)
 		p.halfRequest(t)
 		p.cmd.Process.Signal(syscall.SIGTERM)
-		p.logs(t, "stopping")
+		p.logs(t, "shutting down")
 		eventually(t, "a second signal ends the server", func() bool { // from when on a signal is the second cannot be seen
 			p.cmd.Process.Signal(syscall.SIGTERM)
 			return p.ended()
@@ -789,50 +789,86 @@ func TestClientsThatWentAwayLeaveTheQueue(t *testing.T) {
 }
 
 func TestHealthcheck(t *testing.T) {
+	t.Parallel()
 	secure := tlsFlags(t) // for a name that no address has
 	listening := func(args ...string) string {
 		_, port, _ := net.SplitHostPort(startProcess(t, withKey(t, args...)...).addr())
 		return port
 	}
-	answering := func(h http.HandlerFunc) string {
-		s := httptest.NewServer(h)
-		t.Cleanup(s.Close)
-		return s.Listener.Addr().String()
-	}
-	silent, err := net.Listen("tcp", "127.0.0.1:0")
-	ok(t, err)
-	defer silent.Close()
 	plain, encrypted := listening("-addr", ":0"), listening(append(secure, "-addr", ":0")...)
-	noKey := answering(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
-	t.Run("asks", func(t *testing.T) {
-		for _, test := range []struct {
-			name string
-			args []string
-			want string // empty if the server is healthy
-		}{
-			{"the address that is listened on", []string{"-addr", "127.0.0.1:" + plain}, ""},
-			{"127.0.0.1 where all addresses are listened on", []string{"-addr", ":" + plain}, ""},
-			{"127.0.0.1 for 0.0.0.0", []string{"-addr", "0.0.0.0:" + plain}, ""},
-			{"itself, so that any certificate will do", append(secure, "-addr", ":"+encrypted), ""},
-			{"by TLS if the server has it", append(secure, "-addr", ":"+plain), "HTTP response to HTTPS client"},
-			{"and says that nobody listens", []string{"-addr", "127.0.0.1:1"}, "connection refused"},
-			{"and says that there is no key", []string{"-addr", noKey}, "503 Service Unavailable"},
-			{"for three seconds", []string{"-addr", silent.Addr().String()}, "Timeout"},
-		} {
-			t.Run(test.name, func(t *testing.T) {
-				t.Parallel()
-				keys := filepath.Join(t.TempDir(), "keys")
-				code, stdout, stderr := runHere(t.Context(), append([]string{"-healthcheck", "-keys", keys}, test.args...)...)
-				healthy := test.want == ""
-				if healthy != (code == 0) || healthy != (stderr == "") || strings.Count(stderr, "\n") > 1 || !strings.Contains(stderr, test.want) || stdout != "" {
-					t.Errorf("-healthcheck %v = %d %q %q; want 0, or 1 and a line with %q", test.args, code, stdout, stderr, test.want)
-				}
-				if _, err := os.Stat(keys); err == nil {
-					t.Error("-healthcheck made a keys directory")
-				}
-			})
+	noKey := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }))
+	defer noKey.Close()
+	silent := must(net.Listen("tcp", "127.0.0.1:0"))
+	defer silent.Close()
+	for _, test := range []struct {
+		name string
+		args []string
+		want string // empty if the server is healthy
+	}{
+		{name: "an address", args: []string{"-addr", "127.0.0.1:" + plain}},
+		{name: "all addresses", args: []string{"-addr", ":" + plain}},
+		{name: "all IPv4 addresses", args: []string{"-addr", "0.0.0.0:" + plain}},
+		{name: "a name", args: []string{"-addr", "localhost:" + plain}},
+		{name: "any certificate", args: append([]string{"-addr", ":" + encrypted}, secure...)},
+		{name: "TLS if the server should have it", args: append([]string{"-addr", ":" + plain}, secure...), want: "HTTP response to HTTPS client"},
+		{name: "a named port where nobody listens", args: []string{"-addr", "127.0.0.1:gopher"}, want: "dial tcp 127.0.0.1:70: connect: connection refused"},
+		{name: "a server without a key", args: []string{"-addr", noKey.Listener.Addr().String()}, want: "503 Service Unavailable"},
+		{name: "a server that does not answer for three seconds", args: []string{"-addr", silent.Addr().String()}, want: "Timeout"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			keys := filepath.Join(t.TempDir(), "keys")
+			code, stdout, stderr := runHere(t.Context(), append([]string{"-healthcheck", "-keys", keys}, test.args...)...)
+			equal(t, "stdout", stdout, "")
+			if test.want == "" {
+				equal(t, "exit status", code, 0)
+				equal(t, "stderr", stderr, "")
+			} else {
+				equal(t, "exit status", code, 1)
+				equal(t, "lines on stderr", strings.Count(stderr, "\n"), 1)
+				wantError(t, "stderr", errors.New(stderr), test.want)
+			}
+			if _, err := os.Stat(keys); err == nil {
+				t.Error("there is a keys directory")
+			}
+		})
+	}
+}
+
+func TestASignalEndsHealthcheck(t *testing.T) {
+	t.Parallel()
+	silent := must(net.Listen("tcp", "127.0.0.1:0"))
+	defer silent.Close()
+	p := launch(t, serverCommand(t, "-healthcheck", "-addr", silent.Addr().String()))
+	conn := must(silent.Accept()) // the health check waits for an answer
+	defer conn.Close()
+	p.cmd.Process.Signal(syscall.SIGTERM)
+	equal(t, "exit status", p.exitCode(t), 1)
+	equal(t, "stderr", p.stderr.String(), "jwks-server: interrupted before the server answered\n")
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	code, _, _ := runHere(canceled, "-healthcheck", "-addr", silent.Addr().String())
+	equal(t, "exit status after an early signal", code, 1)
+	silent.(*net.TCPListener).SetDeadline(time.Now().Add(100 * time.Millisecond)) // a connection would be here already
+	_, err := silent.Accept()
+	wantError(t, "a connection after an early signal", err, "i/o timeout")
+}
+
+func TestTheServerAnswersAtAllAddressesOfLocalhost(t *testing.T) {
+	t.Parallel()
+	p := startProcess(t, withKey(t, "-addr", "localhost:0")...)
+	_, port, _ := net.SplitHostPort(p.addr())
+	for _, address := range []string{"127.0.0.1", "::1"} {
+		if !hasAddress(address) {
+			continue
 		}
-	})
+		w, err := http.Get("http://" + net.JoinHostPort(address, port) + jwksPath)
+		ok(t, err)
+		w.Body.Close()
+		equal(t, "status at "+address, w.StatusCode, http.StatusOK)
+	}
+	p.cmd.Process.Signal(syscall.SIGTERM)
+	equal(t, "exit status", p.exitCode(t), 0)
+	equal(t, "stdout", p.stdout.String(), p.base+"\n")
 }
 
 // layout is the order of the source files. Each can be read without those before it.
