@@ -132,7 +132,9 @@ func TestClaimsOfEveryToken(t *testing.T) {
 	s := newServerWithKey(t, "-audience", "api",
 		"-claims", `{"roles":["admin"],"sub":"alice","aud":["x"],"iss":"https://a.test","iat":null,"big":12345678901234567890,"n":null}`)
 	type claims = map[string]any
-	every := claims{"roles": []any{"admin"}, "sub": "alice", "aud": []any{"x"}, "iss": "https://a.test", "big": json.Number("12345678901234567890")}
+	every := claims{
+		"roles": []any{"admin"}, "sub": "alice", "aud": []any{"x"}, "iss": "https://a.test", "big": json.Number("12345678901234567890"),
+	}
 	for _, test := range []struct {
 		name, body string
 		want       claims // that differ; nil if they are absent
