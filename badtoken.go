@@ -222,7 +222,7 @@ func (b *badToken) listAudience() {
 	b.claims["aud"] = append([]json.RawMessage{encode(anotherAudience)}, list...)
 }
 
-// extendIssuer adds a suffix to iss, or to the server's issuer if iss is no string.
+// extendIssuer adds a suffix to iss, or to the server's issuer if iss is not a string.
 func (b *badToken) extendIssuer() {
 	iss, err := parseString(encode(b.claims["iss"]))
 	if err != nil {

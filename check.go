@@ -106,7 +106,7 @@ func findServer(ctx context.Context, c config, client *http.Client) (base string
 }
 
 // askedAddress returns the address at which to ask a server that listens on addr: localhost
-// if that is no address of a host, such as :8080.
+// if addr has no host, such as :8080.
 func askedAddress(addr string) string {
 	host, port, err := net.SplitHostPort(addr)
 	if ip := net.ParseIP(host); err == nil && (host == "" || ip != nil && ip.IsUnspecified()) {

@@ -93,7 +93,7 @@ func parseTokenRequest(header http.Header, body []byte, clients registry) (token
 func checkClaims(claims map[string]json.RawMessage) error {
 	for _, name := range []string{"client_assertion", "client_secret", "password"} {
 		if claims[name] != nil {
-			return badRequest("%s is no claim, because tokens contain no secrets: add grant_type to make the object an OAuth request", name)
+			return badRequest("%s cannot be a claim, because tokens contain no secrets: add grant_type to make the object an OAuth request", name)
 		}
 	}
 	return nil

@@ -22,7 +22,7 @@ type setTester struct {
 
 	mu        sync.Mutex                   // held for changes of the fields below
 	made      []key                        // unexpired keys made on demand, published or not, the newest last
-	published atomic.Pointer[publishedSet] // nil while the store's JWK Set is served as it is
+	published atomic.Pointer[publishedSet] // nil while the store's JWK Set is served unchanged
 }
 
 // A publishedSet is what the JWK Set has besides the keys of the store.
