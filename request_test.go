@@ -249,7 +249,7 @@ func TestABodyAlwaysGetsTheSameError(t *testing.T) {
 		body, want string
 	}{
 		{s: open, body: `{"key":1,"fault":2,"expires_in":3,"expired":4,"password":5}`, want: "expired belongs"},
-		{s: open, body: `{"password":1,"client_secret":2,"client_assertion":3}`, want: "client_assertion is no claim"},
+		{s: open, body: `{"password":1,"client_secret":2,"client_assertion":3}`, want: "client_assertion cannot be a claim"},
 		{s: open, body: `{"username":1,"sub":2,"grant_type":3,"client_secret":4,"client_id":5,"aud":6,"audience":7}`, want: "aud is given twice"},
 		{s: open, body: `{"grant_type":1,"client_secret":2,"client_id":3}`, want: "client_id has to be a string"},
 		{s: open, body: "username=a&username=b&sub=a&sub=b&scope=a&scope=b&grant_type=a&grant_type=b", want: "grant_type has to be given once"},
