@@ -139,7 +139,7 @@ func startServer(ctx context.Context, c config, stderr io.Writer, start starter)
 	return "", nil, err
 }
 
-var errInterrupted = errors.New("the check was interrupted")
+var errInterrupted = errors.New("the check was interrupted; the JWK Set is good again")
 
 // row runs a test and prints its result, unless the check has been stopped.
 func (c *serviceCheck) row(name, level string, test func() result) result {

@@ -9,10 +9,12 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -360,7 +362,7 @@ func TestCheckFindsHowAServiceReadsKeys(t *testing.T) {
 			lines: []string{
 				"not ok - sets/odd: a new key: refused with 401 for ",
 				"ok - sets/error # SKIP before this set, and with a good one, a known key: refused with 401",
-				"# after the set odd the service refused known keys for 30.0 s and longer; all later rows suffer from that",
+				"# after the set odd the service did not accept known keys for 30.0 s and longer; all later rows suffer from that",
 			}},
 		{name: "the first key of the set verifies all tokens", notOK: []string{"new-key?"}, skipped: needNewKey(),
 			deviate: func(v *protectedService) { v.firstKey = true },
@@ -434,7 +436,7 @@ func TestCheckFindsTokensThatCrashAService(t *testing.T) {
 					return 0
 				}
 			},
-			lines: []string{"not ok - new-key: answered 500, which is no refusal for 10.0 s, with 0 reads of the JWK Set # TODO "}},
+			lines: []string{"not ok - new-key: answered 500 for 10.0 s, with 0 reads of the JWK Set # TODO "}},
 	} {
 		test.faults = fewFaults
 		test.run(t)
@@ -478,6 +480,7 @@ func TestCheckTakesNoLockoutForARefusal(t *testing.T) {
 				"ok - signature # SKIP the service locked the caller out: a good token afterwards: refused with 403",
 				"ok - crit # SKIP ",
 				"ok - good-again: refused with 403 at first, and accepted after ",
+				"ok - unknown-keys # SKIP the service locks the caller out after a token that it refuses",
 				"ok - sets/error # SKIP the service locks the caller out after a token that it refuses",
 			}},
 	} {
@@ -736,4 +739,18 @@ func TestProveReadsTheResults(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestASignalEndsTheCheckWithStatus1(t *testing.T) {
+	p := startProcess(t, withKey(t)...)
+	asked, asking := make(chan struct{}), sync.Once{}
+	service := "http://" + listening(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asking.Do(func() { close(asked) })
+		<-r.Context().Done()
+	}))
+	check := launch(t, serverCommand(t, "-addr", p.addr(), "-check", service))
+	<-asked
+	ok(t, check.cmd.Process.Signal(os.Interrupt))
+	equal(t, "exit status", check.exitCode(t), 1)
+	equal(t, "stderr", check.stderr.String(), "jwks-server: the check was interrupted; the JWK Set is good again\n")
 }

@@ -200,7 +200,15 @@ func (a answer) busy() bool {
 	return a.status == http.StatusTooManyRequests || a.status == http.StatusServiceUnavailable
 }
 
+// String says what happened, and that it is no refusal if that is not plain.
 func (a answer) String() string {
+	if a.crashed() && a.lost == "" && !a.ended {
+		return a.brief() + ", which is no refusal"
+	}
+	return a.brief()
+}
+
+func (a answer) brief() string {
 	switch {
 	case a.void != "":
 		return a.void
@@ -215,7 +223,7 @@ func (a answer) String() string {
 	case a.refused():
 		return fmt.Sprintf("refused with %d", a.status)
 	default:
-		return fmt.Sprintf("answered %d, which is no refusal", a.status)
+		return fmt.Sprintf("answered %d", a.status)
 	}
 }
 
@@ -263,7 +271,7 @@ func noAnswer(err error, limit time.Duration) answer {
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		return answer{err: err, lost: fmt.Sprintf("no answer within %s", seconds(limit))}
-	case errors.As(err, &dial) && dial.Op == "dial":
+	case errors.As(err, &dial) && dial.Op == "dial" && !errors.Is(err, context.Canceled):
 		return answer{err: err, lost: "nothing listened, so the service has ended", gone: true}
 	default:
 		return answer{err: err, lost: "the connection was lost"}

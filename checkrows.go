@@ -75,11 +75,6 @@ func (c *serviceCheck) newKeyBefore() result {
 	return c.before.result("verifiers should look for keys that they do not know in the JWK Set")
 }
 
-func (c *serviceCheck) newKeyAfter() result {
-	c.after = c.tryNewKey(c.wait, c.judge)
-	return c.after.result("tokens of unknown keys should not keep a service from new keys")
-}
-
 func (c *serviceCheck) knownReads() result {
 	const tokens, allowed = 10, 2
 	before := c.reads().JWKS
@@ -144,7 +139,7 @@ func (c *serviceCheck) whatHelps(a answer) string {
 	token, err := c.server.token(c.ctx, "")
 	c.must(err)
 	parts := []string{
-		fmt.Sprintf("a good token: %s: %s", a, c.advice(a.status)),
+		fmt.Sprintf("a good token: %s: %s", a.brief(), c.advice(a.status)),
 		fmt.Sprintf("the token: typ %s, claims %s", token.typ, token.claims),
 	}
 	for _, name := range []string{"WWW-Authenticate", "Location"} {

@@ -26,26 +26,27 @@ func (c *serviceCheck) oddSet(set catalogueEntry) result {
 		return r
 	}
 	c.setFault(set.Fault)
-	t := c.tryNewKey(c.patience(waitForRead), c.ask)
+	limit := c.patience(waitForRead)
+	t := c.tryNewKey(limit, c.ask)
 	known := c.ask(c.good)
 	switch {
 	case t.reads == 0 && !t.answer.accepted():
-		return skipped("the service has not read this set within %s", seconds(c.wait))
+		return unread(limit)
 	case t.answer.void != "":
 		return skipped("%s", t.answer.void)
 	case known.void != "":
 		return skipped("%s", known.void)
 	}
-	text := fmt.Sprintf("a new key: %s; a known key: %s", t, known)
+	text := fmt.Sprintf("a new key: %s; a known key: %s", t, known.brief())
 	switch {
 	case t.answer.accepted() && known.accepted() && t.crash == "":
 		return passed("%s", text)
 	case t.crash != "" || known.crashed():
-		return c.recover(advised(crash, text, legalSet+set.reason()))
+		return c.restoreAfter(advised(crash, text, legalSet+set.reason()))
 	case !known.accepted():
-		return c.recoverKnown(advised(strictness, text, legalSet+set.reason()), known)
+		return c.restoreAfterRefusal(advised(strictness, text, legalSet+set.reason()), known)
 	}
-	return c.recover(advised(strictness, text, legalSet+set.reason()))
+	return c.restoreAfter(advised(strictness, text, legalSet+set.reason()))
 }
 
 // algWithoutAlg is the row of a token with another alg than RS256 in a set whose keys have no
@@ -76,9 +77,10 @@ func (c *serviceCheck) brokenSet(set catalogueEntry) result {
 		return r
 	}
 	c.setFault(set.Fault)
-	p := c.provokeRead()
+	limit := c.patience(waitForRead)
+	p := c.provokeRead(limit)
 	if !p.read {
-		return skipped("the service has not read this set within %s", seconds(c.wait))
+		return unread(limit)
 	}
 	during, duringTook := c.timed(c.good)
 	unknown := <-p.answer // a late one must not fall into the next row
@@ -92,19 +94,27 @@ func (c *serviceCheck) brokenSet(set catalogueEntry) result {
 		}
 	}
 	times := fmt.Sprintf("a known key: %s in %.1f s during the read, %s in %.1f s after it",
-		during, duringTook.Seconds(), after, afterTook.Seconds())
+		during.brief(), duringTook.Seconds(), after.brief(), afterTook.Seconds())
 	switch {
 	case unknown.accepted():
-		return c.recover(failed(hole, "a token of an unknown key: %s, and must be refused; %s", unknown, times))
+		return c.restoreAfter(failed(hole, "a token of an unknown key: %s, and must be refused; %s", unknown, times))
 	case !during.accepted():
-		return c.recoverKnown(advised(findingOf(during), times, unusableSet+set.reason()), during)
+		return c.restoreAfterRefusal(advised(findingOf(during), times, unusableSet+set.reason()), during)
 	case !after.accepted():
-		return c.recoverKnown(advised(findingOf(after), times, unusableSet+set.reason()), after)
+		return c.restoreAfterRefusal(advised(findingOf(after), times, unusableSet+set.reason()), after)
 	case unknown.crashed():
 		text := fmt.Sprintf("a token of an unknown key: %s; %s", unknown, times)
-		return c.recover(advised(crash, text, "unknown keys should be refused: "+set.reason()))
+		return c.restoreAfter(advised(crash, text, "unknown keys should be refused: "+set.reason()))
 	}
 	return passed("%s", times)
+}
+
+// unread returns the result of a row of a set that the service has not read within limit.
+func unread(limit time.Duration) result {
+	if limit == 0 {
+		return skipped("the service did not read this set at once, and was not waited for again")
+	}
+	return skipped("the service has not read this set within %s", seconds(limit))
 }
 
 // prepareSet makes the JWK Set good. ok is false, with the result of the row, if the row
@@ -119,20 +129,20 @@ func (c *serviceCheck) prepareSet() (r result, ok bool) {
 		return result{}, true
 	}
 	c.endIfLost(a)
-	return skipped("before this set, and with a good one, a known key: %s", a), false
+	return skipped("before this set, and with a good one, a known key: %s", a.brief()), false
 }
 
-// recover makes the set good again, and adds to the result of a row whether known and new keys
-// are accepted then: a service that goes on to refuse all keys is the worst find.
-func (c *serviceCheck) recover(r result) result {
+// restoreAfter makes the set good again, and adds to the result of a row whether known and new keys
+// are accepted then: a service that goes on to refuse all keys is the worst finding.
+func (c *serviceCheck) restoreAfter(r result) result {
 	after, known := c.restoreSet(1)
 	c.endIfLost(known)
-	return c.recovered(r, known, after)
+	return c.addRecovery(r, known, after)
 }
 
-// recoverKnown is recover after known was not accepted. If the service then accepts known keys
+// restoreAfterRefusal is restoreAfter, after known was not accepted. If the service then accepts known keys
 // without another read of the set, it had not lost them: it had locked the caller out.
-func (c *serviceCheck) recoverKnown(r result, known answer) result {
+func (c *serviceCheck) restoreAfterRefusal(r result, known answer) result {
 	before := c.reads().JWKS
 	after, again := c.restoreSet(maxLockouts)
 	c.endIfLost(again)
@@ -140,10 +150,10 @@ func (c *serviceCheck) recoverKnown(r result, known answer) result {
 		return skipped("a known key: %s, but accepted %.1f s later without another read of the set: the service locked the caller out",
 			known, after.Seconds())
 	}
-	return c.recovered(r, again, after)
+	return c.addRecovery(r, again, after)
 }
 
-func (c *serviceCheck) recovered(r result, known answer, after time.Duration) result {
+func (c *serviceCheck) addRecovery(r result, known answer, after time.Duration) result {
 	r.text += fmt.Sprintf("; with a good set again, a known key is %s", within(known, after))
 	if known.accepted() {
 		t := c.tryNewKey(c.wait, c.ask)
@@ -156,7 +166,7 @@ func within(a answer, after time.Duration) string {
 	if a.accepted() {
 		return fmt.Sprintf("accepted after %.1f s", after.Seconds())
 	}
-	return fmt.Sprintf("not accepted for %.1f s and longer (%s)", after.Seconds(), a)
+	return fmt.Sprintf("not accepted for %.1f s and longer (%s)", after.Seconds(), a.brief())
 }
 
 func findingOf(a answer) finding {
@@ -180,10 +190,10 @@ type provocation struct {
 }
 
 // provokeRead asks with tokens of unknown keys until the service begins to read the JWK Set.
-func (c *serviceCheck) provokeRead() (p provocation) {
+func (c *serviceCheck) provokeRead(limit time.Duration) (p provocation) {
 	before := c.reads().JWKS
 	unknown := c.fault("unknown-key")
-	for range c.attempts(c.patience(waitForRead)) {
+	for range c.attempts(limit) {
 		answers := make(chan answer, 1)
 		go func() { answers <- c.request(unknown, answerLimit) }()
 		p.answer = answers
@@ -202,7 +212,9 @@ func (c *serviceCheck) provokeRead() (p provocation) {
 // unknownKeys is the row that asks with 20 tokens of unknown keys.
 func (c *serviceCheck) unknownKeys() result {
 	const tokens, allowed = 20, 10
-	c.setFault("")
+	if r, ok := c.prepareSet(); !ok {
+		return r
+	}
 	before := c.reads().JWKS
 	answers := map[string]int{}
 	crashes, unavailable := 0, 0
@@ -236,7 +248,7 @@ func (c *serviceCheck) unknownKeys() result {
 	case reads > allowed:
 		return advised(otherwise, text, fmt.Sprintf("they should cost %d at most: anyone can make the service flood its issuer", allowed))
 	case !good.accepted():
-		return skipped("the service locked the caller out after %d tokens of unknown keys: a good token: %s", tokens, good)
+		return skipped("the service locked the caller out after %d tokens of unknown keys: a good token: %s", tokens, good.brief())
 	}
 	return passed("%s", text)
 }
@@ -250,9 +262,19 @@ func counts(answers map[string]int) string {
 	return strings.Join(list, ", ")
 }
 
+func (c *serviceCheck) newKeyAfter() result {
+	if r, ok := c.prepareSet(); !ok {
+		return r
+	}
+	c.after = c.tryNewKey(c.wait, c.judge)
+	return c.after.result("tokens of unknown keys should not keep a service from new keys")
+}
+
 // removedKey is the row that asks with tokens of a key that was removed from the JWK Set.
 func (c *serviceCheck) removedKey() result {
-	c.setFault("")
+	if r, ok := c.prepareSet(); !ok {
+		return r
+	}
 	t := c.tryNewKey(c.wait, c.judge)
 	switch {
 	case !t.answer.accepted():

@@ -32,7 +32,7 @@ type serviceCheck struct {
 	inVain   map[waitKind]bool // whether the last wait of a kind was in vain
 	lockouts int               // tokens in a row after which a good one was not accepted
 	bail     string            // why the check cannot go on after this row
-	dropped  string            // the first set after which the service refused known keys
+	dropped  string            // the first set after which the service did not accept known keys
 
 	start         readCounts        // at the start of the check
 	readsBefore   int               // of the JWK Set, from the start of the check to the first new key
@@ -183,10 +183,7 @@ func (c *serviceCheck) judge(q question) answer {
 		return a
 	}
 	if reopened {
-		if a = c.ask(q); a.void != "" {
-			return a
-		}
-		if a.accepted() {
+		if a = c.ask(q); a.void != "" || a.accepted() {
 			return a
 		}
 		if after = c.ask(c.good); after.accepted() {
@@ -194,7 +191,7 @@ func (c *serviceCheck) judge(q question) answer {
 			return a
 		}
 	}
-	a.void = fmt.Sprintf("the service locked the caller out: a good token afterwards: %s", after)
+	a.void = fmt.Sprintf("the service locked the caller out: a good token afterwards: %s", after.brief())
 	return a
 }
 
@@ -246,7 +243,7 @@ func (c *serviceCheck) restoreSet(times time.Duration) (after time.Duration, a a
 	after = time.Since(start)
 	c.inVain[waitForKnownKey] = !a.accepted()
 	if !a.accepted() && previous != "" && c.dropped == "" {
-		c.dropped = fmt.Sprintf("after the set %s the service refused known keys for %.1f s and longer; all later rows suffer from that",
+		c.dropped = fmt.Sprintf("after the set %s the service did not accept known keys for %.1f s and longer; all later rows suffer from that",
 			previous, after.Seconds())
 	}
 	return after, a
@@ -273,7 +270,7 @@ func (c *serviceCheck) tryNewKey(limit time.Duration, ask func(question) answer)
 		t.answer = ask(t.token)
 		t.after, t.reads = time.Since(start), c.reads().JWKS-before
 		if t.answer.crashed() && t.crash == "" {
-			t.crash = t.answer.String()
+			t.crash = t.answer.brief()
 		}
 		if t.reads > 0 && read.IsZero() {
 			read = time.Now()
@@ -289,12 +286,10 @@ func (c *serviceCheck) tryNewKey(limit time.Duration, ask func(question) answer)
 // String says what happened.
 func (t keyTrial) String() string {
 	cost := count(t.reads, "read") + " of the JWK Set"
-	switch {
-	case t.answer.accepted():
+	if t.answer.accepted() {
 		return fmt.Sprintf("accepted after %.1f s and %s", t.after.Seconds(), cost)
-	default:
-		return fmt.Sprintf("%s for %.1f s, with %s", t.answer, t.after.Seconds(), cost)
 	}
+	return fmt.Sprintf("%s for %.1f s, with %s", t.answer.brief(), t.after.Seconds(), cost)
 }
 
 // result returns the result of a row that needs the key to be accepted.
@@ -305,7 +300,7 @@ func (t keyTrial) result(why string) result {
 	case t.answer.accepted() && t.crash == "":
 		return passed("%s", t)
 	case t.answer.accepted():
-		return advised(crash, fmt.Sprintf("%s; %s", t.crash, t), why)
+		return advised(crash, fmt.Sprintf("%s at first, %s", t.crash, t), why)
 	case t.crash != "":
 		return advised(crash, t.String(), why)
 	}
