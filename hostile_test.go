@@ -1,0 +1,177 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"regexp"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+func TestHostileClientsHurtNobodyElse(t *testing.T) {
+	t.Parallel()
+	p := startProcess(t, withKey(t)...)
+	t.Run("meanwhile", func(t *testing.T) {
+		t.Run("others are answered", func(t *testing.T) {
+			t.Parallel()
+			for range 100 {
+				p.set(t).alive(t, "the server", p.token(t, "", ""))
+				time.Sleep(100 * time.Millisecond)
+			}
+		})
+		for _, test := range []struct {
+			name, head, more string
+			every            time.Duration
+			wantStatus       int // 0 if the connection is closed without an answer
+			want             string
+		}{
+			{"slow headers", "GET / HTTP/1.1\r\nHost: localhost\r\nX-A: ", "a", 300 * time.Millisecond, 0, ""},
+			{"slow body", "POST /auth HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000\r\n\r\n", "a", 300 * time.Millisecond, 400, "has to come whole"},
+			{"endless header", "GET / HTTP/1.1\r\nHost: localhost\r\nX-A: ", strings.Repeat("a", 4<<10), 0, 431, ""},
+			{"endless body", "POST /auth HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n", "10000\r\n" + strings.Repeat("a", 64<<10) + "\r\n", 0, 413, "too large"},
+		} {
+			t.Run(test.name, func(t *testing.T) {
+				t.Parallel()
+				conn := p.dial(t)
+				var sent atomic.Int64
+				const most = 256 << 20
+				go func() {
+					_, err := io.WriteString(conn, test.head)
+					for ; err == nil && sent.Load() < most; sent.Add(int64(len(test.more))) {
+						time.Sleep(test.every)
+						_, err = io.WriteString(conn, test.more)
+					}
+				}()
+				if test.wantStatus > 0 {
+					wantStatus(t, bufio.NewReader(conn), test.wantStatus, test.want)
+				} else if _, err := io.ReadAll(conn); errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Error("the connection stays open")
+				}
+				if sent.Load() >= most {
+					t.Errorf("the server took %d bytes", most)
+				}
+			})
+		}
+		t.Run("a flood of token requests", func(t *testing.T) {
+			t.Parallel()
+			var flood sync.WaitGroup
+			for range 60 {
+				flood.Go(func() {
+					for range 25 {
+						if w := p.do("POST", "/auth", ""); w.status != http.StatusOK && (w.status != http.StatusServiceUnavailable || w.header.Get("Retry-After") != "1") {
+							t.Errorf("POST /auth in the flood = %d %s %v; want 200, or 503 with Retry-After", w.status, w.body, w.err)
+						}
+					}
+				})
+			}
+			flood.Wait()
+		})
+		t.Run("garbage", func(t *testing.T) {
+			t.Parallel()
+			random := rand.NewChaCha8([32]byte{1})
+			for n := range 50 {
+				garbage := make([]byte, 10+n*40)
+				random.Read(garbage)
+				conn := p.dial(t)
+				conn.Write(garbage)
+				conn.(*net.TCPConn).CloseWrite()
+				if answer, _ := io.ReadAll(conn); len(answer) > 0 && !bytes.HasPrefix(answer, []byte("HTTP/1.1 4")) {
+					t.Errorf("garbage is answered by %q", answer)
+				}
+			}
+		})
+		t.Run("pipelined requests", func(t *testing.T) {
+			t.Parallel()
+			conn, set := p.dial(t), p.set(t)
+			const requests = 100
+			var all strings.Builder
+			for i := range requests {
+				sub := fmt.Sprintf("sub=user-%03d", i)
+				fmt.Fprintf(&all, "POST /auth HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", len(sub), sub)
+				all.WriteString("GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n")
+			}
+			go io.WriteString(conn, all.String())
+			answers := bufio.NewReader(conn)
+			for i := range requests {
+				body := wantStatus(t, answers, http.StatusOK, "token")
+				claims, err := set.verify(parseJSON(t, body)["token"].(string))
+				if want := fmt.Sprintf("user-%03d", i); err != nil || claims["sub"] != want {
+					t.Errorf("request %d gets a token of %v, %v; want %s", i, claims["sub"], err, want)
+				}
+				wantStatus(t, answers, http.StatusNotFound, "not_found")
+			}
+		})
+		t.Run("path tricks", func(t *testing.T) {
+			t.Parallel()
+			for _, path := range []string{
+				"/auth", "//auth", "/auth/", "/./auth", "/%61uth", "/.well-known/../auth", "/.well-known/%2e%2e/auth", "/auth?method=POST",
+				"/auth?expired=true", "/auth%00", "/auth%2f", `/\auth`, "/?auth", "/?expired=key", "/;/auth", "/auth;x", "/AUTH", "///", "/.", "/..",
+				"/.well-known/jwks.json/", "/.well-known/", "http://x/auth", "http://x//auth", "*", "/%", "/keys/", "/../keys", "/debug/pprof/",
+			} {
+				for _, method := range []string{"GET", "HEAD", "OPTIONS", "DELETE", "TRACE", "get", "CONNECT"} {
+					conn := p.dial(t)
+					fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: localhost\r\nX-HTTP-Method-Override: POST\r\nConnection: close\r\n\r\n", method, path)
+					content, err := io.ReadAll(conn)
+					if answer := string(content); err != nil || !regexp.MustCompile(`^HTTP/1\.1 [234]`).MatchString(answer) || strings.Contains(answer, "eyJ") {
+						t.Errorf("%s %s is answered by %q %v; want an answer without a token", method, path, answer, err)
+					}
+					conn.Close()
+				}
+			}
+		})
+	})
+	if p.ended() || strings.Contains(p.stderr.String(), "panic") {
+		t.Errorf("the server ended or panicked:\n%s", &p.stderr)
+	}
+}
+
+// wantStatus reads an answer and returns its body.
+func wantStatus(t testing.TB, answers *bufio.Reader, status int, text string) (body string) {
+	t.Helper()
+	answer, err := http.ReadResponse(answers, nil)
+	if err != nil {
+		t.Fatalf("no answer: %v; want %d", err, status)
+	}
+	content, err := io.ReadAll(answer.Body)
+	if err != nil || answer.StatusCode != status || !strings.Contains(string(content), text) {
+		t.Errorf("answer = %d %s %v; want %d with %q", answer.StatusCode, content, err, status, text)
+	}
+	return string(content)
+}
+
+func TestClientsThatWentAwayLeaveTheQueue(t *testing.T) {
+	t.Parallel()
+	p := startProcess(t, withKey(t, "-v")...)
+	const requests = 800
+	var conns []net.Conn
+	for range requests {
+		conns = append(conns, p.dial(t))
+	}
+	p.set(t) // all are accepted, because connections are in their order
+	for _, conn := range conns {
+		io.WriteString(conn, "POST /auth HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	}
+	for _, conn := range conns {
+		conn.(*net.TCPConn).SetLinger(0)
+		conn.Close()
+	}
+	p.set(t).alive(t, "the server after the flood", p.token(t, "", ""))
+	eventually(t, "the queue is empty", func() bool {
+		before := strings.Count(p.stderr.String(), "path=/auth")
+		time.Sleep(200 * time.Millisecond)
+		return strings.Count(p.stderr.String(), "path=/auth") == before
+	})
+	if n := strings.Count(p.stderr.String(), "path=/auth status=200"); n > requests/2 {
+		t.Errorf("%d of %d tokens were signed for clients that went away", n, requests)
+	}
+}
