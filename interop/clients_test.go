@@ -96,11 +96,11 @@ func TestOverTLSTheIssuerIsHTTPSAndTheProtocolHTTP2(t *testing.T) {
 	if response.ProtoMajor != 2 {
 		t.Errorf("GET %s spoke %s; want HTTP/2", s.jwks, response.Proto)
 	}
-	verify, err := goOIDC(oidc.ClientContext(t.Context(), s.client), s.issuer, "https://api.test")
+	provider, err := oidc.NewProvider(oidc.ClientContext(t.Context(), s.client), s.issuer)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := verify(t.Context(), s.token(t, "")); err != nil {
+	if _, err := provider.Verifier(&oidc.Config{ClientID: "https://api.test"}).Verify(t.Context(), s.token(t, "")); err != nil {
 		t.Errorf("go-oidc over HTTPS: %v; want no error", err)
 	}
 }

@@ -43,6 +43,9 @@ func TestVerifiersThatHoldTheSetForLongerThanPublishAheadRefuseTokensInTheEnd(t 
 	}
 }
 
+// A check verifies a token.
+type check = func(ctx context.Context, token string) error
+
 // follow has each verifier, which holds the JWK Set for as long as hold, check each
 // token again and again from its issue until just before its expiry. It returns how
 // many keys were in use, and the first error of each verifier.

@@ -1,9 +1,11 @@
 package interop
 
 import (
+	"flag"
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -11,6 +13,10 @@ import (
 	"testing"
 	"time"
 )
+
+const audience = "https://api.example" // of the recipes
+
+var update = flag.Bool("update", false, "write what is seen into seen/, its tables and the recipes into README.md")
 
 func TestThePageShowsEachRecipeAsItRuns(t *testing.T) {
 	t.Parallel()
@@ -334,4 +340,29 @@ func answerTable(t *testing.T) string {
 			yes[r.row("challenge").status], yes[r.row("challenge-expired").status], strings.Join(crashed, "; "))
 	}
 	return b.String()
+}
+
+// wantFile compares a file with what it should be, or writes it if asked to by -update.
+func wantFile(t *testing.T, name, want string) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(name, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := readFile(t, name); got != want {
+		diff := exec.Command("diff", name, "-")
+		diff.Stdin = strings.NewReader(want)
+		lines, _ := diff.Output()
+		t.Errorf("%s is not what was seen (>); if that is right, go test -run TestVerifiers -update\n%s", name, lines)
+	}
+}
+
+func readFile(t *testing.T, name string) string {
+	t.Helper()
+	content, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(content)
 }

@@ -32,9 +32,10 @@ var slow = flag.Bool("slow", false, "give slow services the -check-wait that the
 // It is ready once the port accepts connections, and answers GET of path: 200 to a good token, and
 // to others what the library makes of them. It is ended by SIGTERM to its process group.
 type service struct {
-	name     string   // the heading of its recipe
-	dir      string   // of its files
-	files    []string // shown on the page; the first one is the recipe
+	name     string           // the heading of its recipe
+	dir      string           // of its files
+	files    []string         // shown on the page; the first one is the recipe
+	prepare  func(*testing.T) // builds what the command needs
 	command  []string
 	path     string        // of the URL that needs a token; / by default
 	wait     time.Duration // the -check-wait that it needs; 10 s by default
@@ -50,7 +51,7 @@ type service struct {
 }
 
 // services are all recipes that run, in the order of the page.
-var services = slices.Concat(nodeServices, programServices)
+var services = slices.Concat(nodeServices, programServices, pythonServices, rubyServices, perlServices, goServices)
 
 func TestServices(t *testing.T) {
 	t.Parallel()
@@ -106,6 +107,9 @@ func (s service) check(t *testing.T) results {
 // start starts the service and returns its URL once it listens.
 func (s service) start(t *testing.T, issuer server, certificate string) (url string) {
 	t.Helper()
+	if s.prepare != nil {
+		s.prepare(t)
+	}
 	state, err := os.MkdirTemp("", "service")
 	if err == nil {
 		err = os.Chmod(state, 0o755) // Apache is another user

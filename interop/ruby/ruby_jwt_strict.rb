@@ -1,0 +1,28 @@
+require "jwt"
+require "net/http"
+require "sinatra"
+
+set :port, ENV["PORT"]
+
+cached_keys = nil
+cache_last_update = 0
+jwk_loader = lambda do |options|
+  # A kid that is not found causes another read at most every 5 minutes.
+  cached_keys = nil if options[:kid_not_found] && cache_last_update < Time.now.to_i - 300
+  cached_keys ||= begin
+    cache_last_update = Time.now.to_i
+    JSON.parse(Net::HTTP.get(URI(ENV["JWKS_URL"])))
+  end
+end
+
+get "/" do
+  token = request.env["HTTP_AUTHORIZATION"].to_s[/\Abearer ([\w-]+\.[\w-]+\.[\w-]+)\z/i, 1]
+  halt 401, { "WWW-Authenticate" => "Bearer" }, "" unless token
+  claims, header = JWT.decode(token, nil, true, algorithms: ["RS256"], jwks: jwk_loader,
+                             iss: ENV["ISSUER"], verify_iss: true, aud: ENV["AUDIENCE"], verify_aud: true,
+                             required_claims: ["exp"])
+  raise JWT::DecodeError, "unknown extensions" if header["crit"]
+  claims.to_json
+rescue JWT::DecodeError, NoMethodError, TypeError
+  halt 401, { "WWW-Authenticate" => 'Bearer error="invalid_token"' }, ""
+end
