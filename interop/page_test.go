@@ -169,7 +169,7 @@ func longerThan(s service) string {
 func newKey(r row, s service) string {
 	_, after, _ := strings.Cut(r.text, "accepted ")
 	switch {
-	case r.status == "skip":
+	case r.status == "skip" || r.name == "":
 		return "not tried"
 	case after != "" && r.status == "ok":
 		return strings.TrimPrefix(after, "after ")
