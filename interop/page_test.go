@@ -61,17 +61,24 @@ func recipeBlock(page, path string) (start, end int) {
 	return found[2], found[3]
 }
 
+// A jwkSet is a row of the catalogue of bad JWK Sets.
+type jwkSet struct {
+	Name   string `json:"fault"`
+	Accept string // whose tokens should a verifier accept, new keys' or known keys'?
+}
+
 func TestThePageShowsWhatWasSeen(t *testing.T) {
 	// Not parallel, because another test writes the page as well.
-	var faults []fault
-	getJSON(t, start(t, "-audience", audience).issuer+"/faults", &faults)
+	issuer := start(t, "-audience", audience)
+	var jwkSets []jwkSet
+	getJSON(t, issuer.issuer+"/faults/sets", &jwkSets)
 	page := readFile(t, "README.md")
 	for _, table := range []struct {
 		name string
 		text string
 	}{
-		{"tokens", tokenTable(t, faults)},
-		{"keys", keyTable(t)},
+		{"tokens", tokenTable(t, issuer.faults(t))},
+		{"keys", keyTable(t, jwkSets)},
 		{"answers", answerTable(t)},
 	} {
 		before, rest, ok1 := strings.Cut(page, "<!-- seen: "+table.name+" -->\n")
@@ -142,7 +149,15 @@ func anchor(heading string) string {
 }
 
 // keyTable is what each service does about keys.
-func keyTable(t *testing.T) string {
+func keyTable(t *testing.T, catalogue []jwkSet) string {
+	var odd, unusable []string
+	for _, set := range catalogue {
+		if set.Accept == "new" {
+			odd = append(odd, set.Name)
+		} else {
+			unusable = append(unusable, set.Name)
+		}
+	}
 	var b strings.Builder
 	fmt.Fprint(&b, "| recipe | new key | odd sets: refuses keys in | unusable sets: refuses known keys during | reads for 20 unknown keys | "+
 		"then a new key | removed key | needs `-publish-ahead` |\n|---|---|---|---|---|---|---|---|\n")
@@ -152,7 +167,7 @@ func keyTable(t *testing.T) string {
 			continue // a strict one gets its keys in the same way
 		}
 		fmt.Fprintf(&b, "| %s | %s |\n", s.name, strings.Join([]string{
-			newKey(r.row("new-key"), s), sets(r, s, isOdd), sets(r, s, isUnusable), reads(r.row("unknown-keys")),
+			newKey(r.row("new-key"), s), sets(r, s, odd), sets(r, s, unusable), reads(r.row("unknown-keys")),
 			newKey(r.row("new-key-after"), s), removedKey(r.row("removed-key"), s), needs(r, s),
 		}, " | "))
 	}
@@ -188,22 +203,17 @@ func short(text string) string {
 	return text
 }
 
-func isOdd(name string) bool { return !isUnusable(name) && name != "sets/no-alg-alg" }
-func isUnusable(name string) bool {
-	return slices.Contains(strings.Fields("error unavailable not-found html empty no-keys cut slow huge redirect"), strings.TrimPrefix(name, "sets/"))
-}
-
 // refuses matches a row of a set in which a key was not accepted, be it with an error.
 var refuses = regexp.MustCompile(`a (new|known) key: [^;]*(refused|answered|no answer|lost)`)
 
-// sets returns the JWK Sets of a kind in which a service refuses keys, and what is left of that
+// sets returns those of the named JWK Sets in which a service refuses keys, and what is left of that
 // when the set is good again.
-func sets(r results, s service, kind func(string) bool) string {
+func sets(r results, s service, names []string) string {
 	var found []string
 	tried := 0
 	for _, row := range r.rows {
 		name, isSet := strings.CutPrefix(row.name, "sets/")
-		if !isSet || !kind(row.name) || row.status == "skip" {
+		if !isSet || !slices.Contains(names, name) || row.status == "skip" {
 			continue
 		}
 		tried++
@@ -219,7 +229,7 @@ func sets(r results, s service, kind func(string) bool) string {
 	if len(found) > 1 && strings.HasPrefix(found[0], "`odd`") {
 		found = found[1:] // its parts say more
 	}
-	if notes := distinct(found); kind("sets/error") && len(found) == tried && len(notes) == 1 {
+	if notes := distinct(found); len(found) == len(names) && len(notes) == 1 {
 		return "all" + notes[0]
 	}
 	switch {
@@ -302,14 +312,16 @@ func needs(r results, s service) string {
 			longest = class
 		}
 	}
-	needed := map[string]string{"": "none", "5 s": "10s", "10 s": "30s", "30 s": "1m", "1 min": "2m", "2 min": "5m", "5 min": "10m", "10 min": "20m"}
-	return needed[longest]
+	return map[string]string{
+		"": "none", "5 s": "10s", "10 s": "30s", "30 s": "1m", "1 min": "2m", "2 min": "5m", "5 min": "10m", "10 min": "20m",
+	}[longest]
 }
 
 // answerTable is which statuses the services answer.
 func answerTable(t *testing.T) string {
 	var b strings.Builder
-	fmt.Fprint(&b, "| recipe | refuses with | `WWW-Authenticate: Bearer` without a token | `invalid_token` for an expired one | 5xx or no answer |\n|---|---|---|---|---|\n")
+	fmt.Fprint(&b, "| recipe | refuses with | `WWW-Authenticate: Bearer` without a token | `invalid_token` for an expired one | "+
+		"5xx or no answer |\n|---|---|---|---|---|\n")
 	yes := map[string]string{"ok": "yes", "todo": "no"}
 	for _, s := range services {
 		r := readResults(t, s)

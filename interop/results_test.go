@@ -65,7 +65,7 @@ func parseTAP(output string) (rows []row) {
 // busy machine find the same.
 func stable(text string) string {
 	text = comments.ReplaceAllString(text, "")
-	text = strings.ReplaceAll(text, "the connection was lost: the token ended the service, nothing listened afterwards", "the connection was lost")
+	text = strings.ReplaceAll(text, ": the token ended the service, nothing listened afterwards", "") // it may listen again by then
 	text = refusedFor.ReplaceAllString(text, "")
 	text = longer.ReplaceAllString(text, "for longer than -check-wait")
 	text = afterReads.ReplaceAllString(text, "$1")
@@ -192,12 +192,21 @@ func (r results) withoutTokens() results {
 
 // with returns the rows of both, in the order in which -check prints them.
 func (r results) with(waiting results) results {
-	i := slices.IndexFunc(r.rows, func(row row) bool { return row.name == "known-reads" })
-	j := slices.IndexFunc(waiting.rows, func(row row) bool { return row.name != "new-key" })
-	if i < 0 || j < 0 {
-		return r
+	rows := slices.Concat(r.rows, waiting.rows)
+	second := slices.IndexFunc(r.rows, func(row row) bool { return row.name == "known-reads" })
+	part := map[string]int{"new-key": 1, "unknown-keys": 4, "new-key-after": 5, "removed-key": 6}
+	for i, row := range r.rows {
+		if i >= second {
+			part[row.name] = 2
+		}
 	}
-	return results{r.versions, slices.Concat(r.rows[:i], waiting.rows[:j], r.rows[i:], waiting.rows[j:])}
+	for _, row := range waiting.rows {
+		if strings.HasPrefix(row.name, "sets/") {
+			part[row.name] = 3
+		}
+	}
+	slices.SortStableFunc(rows, func(a, b row) int { return part[a.name] - part[b.name] })
+	return results{r.versions, rows}
 }
 
 // failed returns the rows that fail -check.
