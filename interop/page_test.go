@@ -257,8 +257,8 @@ var again = regexp.MustCompile(`with a good set again, a known key is (?:accepte
 // lasting returns what a set did to a service beyond a refusal that ended with it.
 func lasting(text string, s service) string {
 	var notes []string
-	if found := regexp.MustCompile(`answered (\d+), which is no refusal|no answer within \d+ s`).FindString(text); found != "" {
-		notes = append(notes, strings.TrimSuffix(found, ", which is no refusal"))
+	if found := regexp.MustCompile(`answered (\d+)|no answer within \d+ s`).FindString(text); found != "" {
+		notes = append(notes, found)
 	}
 	if found := again.FindStringSubmatch(text); found != nil {
 		switch known := found[1]; {

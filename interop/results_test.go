@@ -31,7 +31,7 @@ var (
 	tapRow = regexp.MustCompile(`^(ok|not ok) \d+ - ([^ :]+)(?:: (.*?))?(?: # (TODO|SKIP) (.*))?$`)
 
 	// What the check says of the row and not of the service.
-	comments = regexp.MustCompile(`, which is allowed$|, and must be (refused|accepted)(: [^;]*)?`)
+	comments = regexp.MustCompile(`, which is (allowed$|no refusal)|, and must be (refused|accepted)(: [^;]*)?`)
 	// Times and reads that depend on when the check asked.
 	refusedFor = regexp.MustCompile(` for \d+\.\d s, with \d+ reads? of the JWK Set`)
 	longer     = regexp.MustCompile(`for \d+(\.\d)? s and longer(, with \d+ reads? of the JWK Set)?`)
