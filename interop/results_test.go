@@ -36,7 +36,8 @@ var (
 	refusedFor = regexp.MustCompile(` for \d+\.\d s, with \d+ reads? of the JWK Set`)
 	longer     = regexp.MustCompile(`for \d+(\.\d)? s and longer(, with \d+ reads? of the JWK Set)?`)
 	afterReads = regexp.MustCompile(`(after \d+\.\d s) and \d+ reads? of the JWK Set`)
-	moment     = regexp.MustCompile(`(after|in) (\d+\.\d) s`)
+	moment     = regexp.MustCompile(`after (\d+\.\d) s`)
+	took       = regexp.MustCompile(` in \d+\.\d s (during the read|after it)`)
 	cost       = regexp.MustCompile(`cost (\d+) reads? of the JWK Set`)
 	answers    = regexp.MustCompile(`(: |, )\d+ (refused|accepted|answered|the connection|no answer)`)
 	loopback   = regexp.MustCompile(`(127\.0\.0\.1|localhost):\d+`)
@@ -69,14 +70,13 @@ func stable(text string) string {
 	text = refusedFor.ReplaceAllString(text, "")
 	text = longer.ReplaceAllString(text, "for longer than -check-wait")
 	text = afterReads.ReplaceAllString(text, "$1")
+	text = took.ReplaceAllString(text, " $1") // within 10 s, or there was no answer
 	text = moment.ReplaceAllStringFunc(text, func(found string) string {
-		preposition, number, _ := strings.Cut(strings.TrimSuffix(found, " s"), " ")
-		seconds, _ := strconv.ParseFloat(number, 64)
-		if class := timeClass(seconds); class == atOnce {
-			return atOnce
-		} else {
-			return preposition + " " + class
+		seconds, _ := strconv.ParseFloat(moment.FindStringSubmatch(found)[1], 64)
+		if class := timeClass(seconds); class != atOnce {
+			return "after " + class
 		}
+		return atOnce
 	})
 	text = cost.ReplaceAllStringFunc(text, func(found string) string {
 		reads, _ := strconv.Atoi(cost.FindStringSubmatch(found)[1])

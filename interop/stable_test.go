@@ -12,6 +12,8 @@ func TestResultsLeaveOutWhatDiffersFromRunToRun(t *testing.T) {
 			line: "not ok 7 - crit: accepted with 200, and must be refused: crit names an extension (RFC 7515)", want: "accepted with 200"},
 		{name: "a short time", line: "ok 4 - new-key: accepted after 0.2 s and 1 read of the JWK Set", want: "accepted at once"},
 		{name: "a long time", line: "ok 4 - new-key: accepted after 30.7 s and 2 reads of the JWK Set", want: "accepted after 30 s"},
+		{name: "how long an answer took", line: "ok 6 - sets/cut: a known key: accepted with 200 in 0.1 s during the read, accepted with 200 in 4.0 s after it",
+			want: "a known key: accepted with 200 during the read, accepted with 200 after it"},
 		{name: "how long a key was tried",
 			line: "not ok 4 - new-key: refused with 401 for 3.7 s, with 1 read of the JWK Set # TODO look again", want: "refused with 401"},
 		{name: "how long a removed key was tried",
