@@ -306,7 +306,7 @@ func needs(r results, s service) string {
 		row := r.row(name)
 		_, class, ok := strings.Cut(row.text, "accepted ")
 		if !ok || row.status == "skip" {
-			return "not known"
+			return "not tried"
 		}
 		if class = strings.TrimPrefix(class, "after "); class != atOnce {
 			longest = class
