@@ -353,7 +353,7 @@ func TestHorizon(t *testing.T) {
 	})
 }
 
-var update = flag.Bool("update", false, "rewrite interop/key-life.svg")
+var update = flag.Bool("update", false, "rewrite the drawings of the pages")
 
 // lives returns when each key is made, takes over, stops signing and expires.
 func lives(r rotation, within time.Duration) (lives [][4]time.Duration) {
@@ -412,13 +412,17 @@ text { font: 13px system-ui, sans-serif; fill: #1f2328 } line { stroke: #8b949e;
 	return b.String() + "</svg>\n"
 }
 
-func TestDiagramShowsTheDefaults(t *testing.T) {
-	const file = "interop/key-life.svg"
-	want := draw(lives(flags(t).rotation, 2*time.Hour), 4*time.Hour)
+// wantDrawing checks that a file has a drawing, or writes it with -update.
+func wantDrawing(t *testing.T, file, want string) {
+	t.Helper()
 	if *update {
 		ok(t, os.WriteFile(file, []byte(want), 0o644))
 	}
 	if string(must(os.ReadFile(file))) != want {
-		t.Errorf("%s does not show the lives that the rotation gives keys; write it with go test -run Diagram -update .", file)
+		t.Errorf("%s does not show what the program does; write it with go test -run Diagram -update .", file)
 	}
+}
+
+func TestDiagramShowsTheDefaults(t *testing.T) {
+	wantDrawing(t, "interop/key-life.svg", draw(lives(flags(t).rotation, 2*time.Hour), 4*time.Hour))
 }
