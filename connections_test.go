@@ -37,7 +37,11 @@ func TestTheConnectionThatHasBeenIdleLongestIsClosedForANewOne(t *testing.T) {
 		want   []string // closed connections
 	}{
 		{name: "none at the limit", events: []event{{"a", opened}, {"b", opened}, {"c", opened}}},
-		{name: "the first of new ones", events: []event{{"a", opened}, {"b", opened}, {"c", opened}, {"d", opened}, {"e", opened}}, want: []string{"a", "b"}},
+		{
+			name:   "the first of new ones",
+			events: []event{{"a", opened}, {"b", opened}, {"c", opened}, {"d", opened}, {"e", opened}},
+			want:   []string{"a", "b"},
+		},
 		{
 			name:   "not one in use",
 			events: []event{{"a", opened}, {"a", used}, {"b", opened}, {"c", opened}, {"d", opened}},
@@ -87,7 +91,8 @@ func TestAReachedConnectionLimitIsLoggedOnceAMinute(t *testing.T) {
 			limit.track(&fakeConn{closed: new([]string)}, http.StateNew)
 			time.Sleep(time.Second)
 		}
-		equal(t, "counts", submatches(log.String(), `level=WARN msg="connection limit reached.*" limit=1 count=(\d+)\n`), []string{"1", "60", "60"})
+		counts := submatches(log.String(), `level=WARN msg="connection limit reached.*" limit=1 count=(\d+)\n`)
+		equal(t, "counts", counts, []string{"1", "60", "60"})
 	})
 }
 

@@ -81,7 +81,8 @@ func TestAPanicOfAHandlerIsLoggedAsAPanic(t *testing.T) {
 	if _, err := http.Get("http://" + listener.Addr().String()); err == nil {
 		t.Error("the request is answered")
 	}
-	equal(t, "panics", submatches(log.String(), `level=ERROR msg="handler panicked" error="http: panic serving \S+ (ouch).*\n`), []string{"ouch"})
+	panics := submatches(log.String(), `level=ERROR msg="handler panicked" error="http: panic serving \S+ (ouch).*\n`)
+	equal(t, "panics", panics, []string{"ouch"})
 }
 
 func TestAFloodOfConnectionErrorsLogsOneLineAKind(t *testing.T) {
@@ -101,8 +102,7 @@ func TestAFloodOfConnectionErrorsLogsOneLineAKind(t *testing.T) {
 			test.flood(t, p)
 			p.set(t)
 			p.logs(t, test.want)
-			p.cmd.Process.Signal(syscall.SIGTERM)
-			p.exitCode(t) // so that the log is complete
+			p.stop(t, syscall.SIGTERM) // so that the log is complete
 			equal(t, "problems", submatches(p.stderr.String(), `level=(?:WARN|ERROR) msg="([^"]*)"`), []string{test.want})
 		})
 	}
@@ -152,9 +152,9 @@ func goAwayFrames(t *testing.T, p *process) {
 	_, err = io.WriteString(conn, strings.Repeat(frame(goAway, 0, 0, "\x00\x00\x00\x00\x00\x00\x00\x01"), 10_000))
 	ok(t, err)
 	io.WriteString(conn, frame(data, endStream, 1, "sub=abc"))
-	answer, _ := io.ReadAll(conn) // ends because the server has read a GOAWAY frame
-	if !bytes.Contains(answer, []byte(`"access_token"`)) {
-		t.Errorf("the stream is answered by %q; want a token", answer)
+	response, _ := io.ReadAll(conn) // ends because the server has read a GOAWAY frame
+	if !bytes.Contains(response, []byte(`"access_token"`)) {
+		t.Errorf("response = %q; want a token", response)
 	}
 }
 
@@ -243,8 +243,7 @@ func TestAStalledReaderOfTheLogCostsLogLinesOnly(t *testing.T) {
 			p.set(t).alive(t, "the server", w.token(t))
 		}
 	}
-	p.cmd.Process.Signal(syscall.SIGTERM)
-	equal(t, "exit status", p.exitCode(t), 0)
+	p.stop(t, syscall.SIGTERM)
 }
 
 func TestAReaderOfTheLogThatGoesOnLearnsWhatItMissed(t *testing.T) {

@@ -3,12 +3,12 @@ package main
 import (
 	"bufio"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -19,8 +19,8 @@ import (
 
 const nobody = 65534
 
-// asNobody returns a keys directory, and the command of a server that file modes bind,
-// because it does not run as root.
+// asNobody returns a keys directory, and the command of a server that does not run as root,
+// for whom file modes would mean nothing.
 func asNobody(t testing.TB, args ...string) (dir string, command func() *exec.Cmd) {
 	t.Helper()
 	parent := t.TempDir()
@@ -38,46 +38,47 @@ func asNobody(t testing.TB, args ...string) (dir string, command func() *exec.Cm
 	}
 }
 
-// limitFiles sets how large a file the server may write, as a full disk does. A negative size
-// lifts the limit.
+// limitFiles limits the size of the files that the server writes, as a full disk does. A
+// negative size lifts the limit.
 func limitFiles(t testing.TB, p *process, size int64) {
 	t.Helper()
 	var limit syscall.Rlimit
-	err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &limit) // which the server has inherited
+	ok(t, syscall.Getrlimit(syscall.RLIMIT_FSIZE, &limit)) // the server has inherited it
 	if size >= 0 {
 		limit.Cur = uint64(size)
 	}
-	_, _, errno := syscall.RawSyscall6(syscall.SYS_PRLIMIT64, uintptr(p.cmd.Process.Pid), syscall.RLIMIT_FSIZE, uintptr(unsafe.Pointer(&limit)), 0, 0, 0)
-	if err != nil || errno != 0 {
-		t.Fatal(err, errno)
-	}
+	pid := uintptr(p.cmd.Process.Pid)
+	_, _, errno := syscall.RawSyscall6(syscall.SYS_PRLIMIT64, pid, syscall.RLIMIT_FSIZE, uintptr(unsafe.Pointer(&limit)), 0, 0, 0)
+	equal(t, "error of prlimit", errno, 0)
 }
 
-func TestDirectoryTrouble(t *testing.T) {
+func TestProblemsOfTheDirectoryInvalidateNoToken(t *testing.T) {
 	t.Parallel()
+	const unlimited = -1
 	for _, test := range []struct {
-		name        string
-		room        int64       // bytes that a file may have; negative if any
-		mode        os.FileMode // of the directory
-		away, fresh bool        // the directory is renamed; or an empty one takes its place
-		want        string      // in the log
+		name  string
+		room  int64       // maximum size of a file
+		mode  os.FileMode // of the directory
+		away  bool        // the directory is renamed
+		fresh bool        // an empty directory takes its place
+		want  string      // in the log
 	}{
-		{"a full disk", 0, 0o700, false, false, "cannot store a key"},
-		{"a disk with room for half a key", 800, 0o700, false, false, "cannot store a key"},
-		{"an empty disk without room", 0, 0o700, false, true, "cannot store a key"},
-		{"a directory that cannot be written", -1, 0o500, false, false, "cannot store a key"},
-		{"a directory that cannot be read", -1, 0, false, false, "cannot read the keys directory"},
-		{"a directory that is gone", -1, 0o700, true, false, "cannot read the keys directory"},
+		{name: "a full disk", room: 0, mode: 0o700, want: "cannot store a key"},
+		{name: "a disk with room for half a key", room: 800, mode: 0o700, want: "cannot store a key"},
+		{name: "an empty disk without room", room: 0, mode: 0o700, fresh: true, want: "cannot store a key"},
+		{name: "a directory that cannot be written", room: unlimited, mode: 0o500, want: "cannot store a key"},
+		{name: "a directory that cannot be read", room: unlimited, mode: 0, want: "cannot read the keys directory"},
+		{name: "a missing directory", room: unlimited, mode: 0o700, away: true, want: "cannot read the keys directory"},
 	} {
-		t.Run(test.name+" costs no token", func(t *testing.T) {
+		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			dir, command := asNobody(t, "-key-ttl", "3s", "-token-ttl", "1s", "-publish-ahead", "1s")
 			cmd := command()
 			if test.room >= 0 {
-				cmd.SysProcAttr = nil // because only the same user may set limits
+				cmd.SysProcAttr = nil // only the same user may set limits
 			}
 			keys := dir
-			if test.fresh { // a link, which can be turned to another directory in one step
+			if test.fresh { // dir is a link, which one rename can replace
 				keys = dir + ".away"
 				ok(t, os.Rename(dir, keys), os.Symlink(keys, dir), os.Mkdir(dir+".fresh", 0o700), os.Symlink(dir+".fresh", dir+".link"))
 			}
@@ -99,7 +100,7 @@ func TestDirectoryTrouble(t *testing.T) {
 				return wholeKeys(t, keys)
 			}
 			before := files()
-			signs := func() (token string) { // until no key in hand signs any more
+			sign := func() (token string) { // empty if no key can sign
 				w := p.do("POST", "/auth", "")
 				if w.status == http.StatusOK {
 					return w.token(t)
@@ -108,12 +109,12 @@ func TestDirectoryTrouble(t *testing.T) {
 				return ""
 			}
 			var tokens []string
-			for token := signs(); token != ""; token = signs() {
-				tokens = p.set(t).alive(t, "the server in trouble", append(tokens, token)...)
+			for token := sign(); token != ""; token = sign() {
+				tokens = p.set(t).alive(t, "the server", append(tokens, token)...)
 				time.Sleep(30 * time.Millisecond)
 			}
 			if len(tokens) == 0 {
-				t.Error("no token is alive when the last key in hand has stopped signing")
+				t.Error("no token is alive when the last key stops signing")
 			}
 			after := files()
 			for _, name := range before {
@@ -121,8 +122,8 @@ func TestDirectoryTrouble(t *testing.T) {
 					t.Errorf("the key file %s is gone", name)
 				}
 			}
-			for len(tokens) > 0 { // they verify to their last second
-				tokens = p.set(t).alive(t, "the server in trouble", tokens...)
+			for len(tokens) > 0 { // they verify until they expire
+				tokens = p.set(t).alive(t, "the server", tokens...)
 				time.Sleep(30 * time.Millisecond)
 			}
 			eventually(t, "there is no key to publish", func() bool {
@@ -132,9 +133,7 @@ func TestDirectoryTrouble(t *testing.T) {
 				}
 				return w.status != http.StatusOK
 			})
-			if n := strings.Count(p.stderr.String(), test.want); n != 1 {
-				t.Errorf("the log says %d times in a minute that it %s; want once:\n%s", n, test.want, &p.stderr)
-			}
+			equal(t, "lines in a minute with "+test.want, strings.Count(p.stderr.String(), test.want), 1)
 			if test.room >= 0 {
 				limitFiles(t, p, -1)
 			}
@@ -142,71 +141,65 @@ func TestDirectoryTrouble(t *testing.T) {
 			if test.away {
 				ok(t, os.Rename(keys, dir))
 			}
-			eventually(t, "tokens are issued again", func() bool { return signs() != "" })
-			p.set(t).alive(t, "the server after the trouble", p.token(t, "", ""))
+			eventually(t, "tokens are issued again", func() bool { return sign() != "" })
+			p.set(t).alive(t, "the server", p.token(t, "", ""))
 			p.logs(t, "recovered: cannot maintain the keys")
 			wholeKeys(t, dir)
-			if left := halfWritten(dir); len(left) > 0 {
-				t.Errorf("temporary files are left: %q", left)
-			}
+			equal(t, "temporary files", halfWritten(dir), nil)
 		})
 	}
 }
 
+// wantUnavailable checks that w says that no key can sign.
 func wantUnavailable(t testing.TB, w response) {
 	t.Helper()
-	if w.status != http.StatusServiceUnavailable || w.header.Get("Retry-After") != "1" || w.header.Get("Cache-Control") != "no-store" || w.json(t)["error"] != "temporarily_unavailable" {
-		t.Fatalf("with no key to sign: %d %v %s; want 503 with Retry-After", w.status, w.header, w.body)
-	}
+	equal(t, "status", w.status, http.StatusServiceUnavailable)
+	equal(t, "Retry-After", w.header.Get("Retry-After"), "1")
+	equal(t, "Cache-Control", w.header.Get("Cache-Control"), "no-store")
+	equal(t, "error", w.json(t)["error"], any("temporarily_unavailable"))
 }
 
-func TestADirectoryThatCannotBeWritten(t *testing.T) {
+func TestAServerSignsWithTheKeysOfADirectoryThatItCannotWrite(t *testing.T) {
 	t.Parallel()
 	dir, command := asNobody(t)
 	ok(t, os.Chmod(dir, 0o555))
 	p := launch(t, command())
-	if code, want := p.exitCode(t), "jwks-server: cannot store a key: "; code != 1 || !strings.HasPrefix(p.stderr.String(), want) || strings.Count(p.stderr.String(), "\n") != 1 {
-		t.Errorf("a start without a key = %d %q; want 1 and one line, %s", code, &p.stderr, want)
+	equal(t, "exit status of a start without a key", p.exitCode(t), 1)
+	if stderr := p.stderr.String(); !regexp.MustCompile(`^jwks-server: cannot store a key: .*\n$`).MatchString(stderr) {
+		t.Errorf("stderr of a start without a key = %q", stderr)
 	}
 	k := putKey(t, keyDir(dir), 0, time.Hour)
-	ok(t, os.Chmod(keyDir(dir).path(k.name()+".pem"), 0o644)) // as of a Kubernetes Secret
+	ok(t, os.Chmod(keyDir(dir).path(k.name()+".pem"), 0o644)) // as in a Kubernetes Secret
 	p = launch(t, command()).serving(t)
-	if kid := kidOf(t, p.token(t, "", "")); kid != k.kid {
-		t.Errorf("%s signs; want the key that is there, %s", kid, k.kid)
-	}
+	equal(t, "kid", kidOf(t, p.token(t, "", "")), k.kid)
 	p.logs(t, "cannot store a key")
 	ok(t, os.Chmod(dir, 0o755))
 	p.logs(t, "recovered: cannot maintain the keys")
-	if len(p.set(t)) != 3 {
-		t.Errorf("the set has %d keys once the directory can be written; want 3", len(p.set(t)))
-	}
+	equal(t, "keys in the set once the directory can be written", len(p.set(t)), 3)
 }
 
-func TestFaultyKeyFiles(t *testing.T) {
+func TestUnusableKeyFilesAreLeftAlone(t *testing.T) {
 	t.Parallel()
 	dir, command := asNobody(t, "-key-ttl", "4s", "-token-ttl", "1s", "-publish-ahead", "2s")
 	k := newKey(readyMade()[0], clock().Add(time.Hour))
 	away := keyDir(t.TempDir())
 	ok(t, away.write(k))
 	unreadable, empty, pipe, folder := k.name()+".pem", "20990102T000000Z.x.pem", "20990103T000000Z.y.pem", "20990104T000000Z.z.pem"
-	err := errors.Join(os.Chmod(away.path(unreadable), 0), os.WriteFile(away.path(empty), nil, 0o644),
+	ok(t, os.Chmod(away.path(unreadable), 0), os.WriteFile(away.path(empty), nil, 0o644),
 		syscall.Mkfifo(away.path(pipe), 0o644), os.Mkdir(away.path(folder), 0o755))
-	if err != nil {
-		t.Fatal(err)
-	}
 	move := func(t *testing.T, from, to keyDir) {
 		t.Helper()
 		for _, name := range []string{unreadable, empty, pipe, folder} {
-			if err := os.Rename(from.path(name), to.path(name)); err != nil {
-				t.Errorf("the file is not left where it was: %v", err)
-			}
+			ok(t, os.Rename(from.path(name), to.path(name)))
 		}
 	}
 	path := keyDir(dir).path
-	want := fmt.Sprintf("key file %s cannot be read: open %s: permission denied; key file %s is damaged: it has to be one PEM block, PRIVATE KEY, and nothing else; "+
-		"key file %s is not a regular file of a few KiB; and 1 more; repair it or move it elsewhere", path(unreadable), path(unreadable), path(empty), path(pipe))
+	want := fmt.Sprintf("key file %s cannot be read: open %s: permission denied; "+
+		"key file %s is damaged: it has to be one PEM block, PRIVATE KEY, and nothing else; "+
+		"key file %s is not a regular file of a few KiB; and 1 more; repair it or move it elsewhere",
+		path(unreadable), path(unreadable), path(empty), path(pipe))
 	p := launch(t, command()).serving(t)
-	t.Run("are left alone in a run", func(t *testing.T) {
+	t.Run("are left alone by a running server", func(t *testing.T) {
 		move(t, away, keyDir(dir))
 		p.logs(t, want)
 		first := kidOf(t, p.token(t, "", ""))
@@ -215,19 +208,16 @@ func TestFaultyKeyFiles(t *testing.T) {
 			p.set(t).alive(t, "the server", token)
 			return kidOf(t, token) != first
 		})
-		if n := strings.Count(p.stderr.String(), path(empty)); n != 1 {
-			t.Errorf("the log names a faulty file %d times in a minute; want once:\n%s", n, &p.stderr)
-		}
+		equal(t, "lines in a minute", strings.Count(p.stderr.String(), path(empty)), 1)
 		move(t, keyDir(dir), away)
 		p.logs(t, "recovered: cannot use a key file")
 	})
-	t.Run("stop the start", func(t *testing.T) {
+	t.Run("stop a start", func(t *testing.T) {
 		p.kill()
 		move(t, away, keyDir(dir))
 		p := launch(t, command())
-		if code, want := p.exitCode(t), "jwks-server: "+want+"\n"; code != 1 || p.stderr.String() != want {
-			t.Errorf("the start = %d %q; want 1 %q", code, &p.stderr, want)
-		}
+		equal(t, "exit status", p.exitCode(t), 1)
+		equal(t, "stderr", p.stderr.String(), "jwks-server: "+want+"\n")
 		move(t, keyDir(dir), away)
 	})
 }
@@ -236,14 +226,12 @@ func TestAKeyFileMayBeALink(t *testing.T) {
 	dir, elsewhere := t.TempDir(), keyDir(t.TempDir())
 	k := putKey(t, elsewhere, 0, time.Hour)
 	ok(t, os.Symlink(elsewhere.path(k.name()+".pem"), keyDir(dir).path(k.name()+".pem")))
-	if kid := kidOf(t, newTestServer(t, "-keys", dir, "-publish-ahead", "1s").token(t, "", "")); kid != k.kid {
-		t.Errorf("%s signs; want the key behind the link, %s", kid, k.kid)
-	}
+	equal(t, "kid", kidOf(t, newTestServer(t, "-keys", dir, "-publish-ahead", "1s").token(t, "", "")), k.kid)
 }
 
 func TestConnections(t *testing.T) {
 	t.Parallel()
-	t.Run("thousands hurt nobody else", func(t *testing.T) {
+	t.Run("by the thousands leave the server responsive", func(t *testing.T) {
 		t.Parallel()
 		var limit syscall.Rlimit
 		ok(t, syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit)) // Go has raised it
@@ -261,7 +249,7 @@ func TestConnections(t *testing.T) {
 			p.set(t).alive(t, "the server", p.token(t, "", ""))
 		}
 		if peak := p.memory(t, "VmHWM:"); peak > 256 {
-			t.Errorf("the server took %.0f MiB of memory at its peak; want 256 at most", peak)
+			t.Errorf("peak memory = %.0f MiB; want 256 or less", peak)
 		}
 	})
 	for _, test := range []struct {
@@ -273,8 +261,8 @@ func TestConnections(t *testing.T) {
 	} {
 		t.Run("at the limit leave room for keys, "+test.name, func(t *testing.T) {
 			t.Parallel()
-			p := launch(t, limitedCommand(t, test.files, test.env, "-keys", t.TempDir(), "-key-ttl", "2s", "-token-ttl", "1s", "-publish-ahead", "1s"))
-			p.serving(t)
+			flags := []string{"-keys", t.TempDir(), "-key-ttl", "2s", "-token-ttl", "1s", "-publish-ahead", "1s"}
+			p := launch(t, limitedCommand(t, test.files, test.env, flags...)).serving(t)
 			for range 300 {
 				p.dial(t)
 			}
@@ -334,5 +322,5 @@ func TestAReplicaThatCannotWriteLivesOnTheKeysOfAnother(t *testing.T) {
 	flags := []string{"-keys", t.TempDir(), "-key-ttl", "4s", "-token-ttl", "2s", "-publish-ahead", "1s"}
 	a, b := startProcess(t, flags...), startProcess(t, flags...)
 	limitFiles(t, a, 0)
-	verifyAcross(t, 8*time.Second, true, newReplicas(a, b)...) // longer than the keys that it has seen sign
+	verifyAcross(t, 8*time.Second, true, newReplicas(a, b)...) // longer than the keys that a knows sign
 }

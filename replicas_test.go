@@ -52,23 +52,23 @@ func TestKill9AtAnyMomentLosesNoToken(t *testing.T) {
 		}
 		p.kill()
 		tokens = append(tokens, <-taken...)
-		if random.IntN(3) == 0 { // and while the next one starts and makes keys
+		if random.IntN(3) == 0 { // also kill a server while it starts and makes keys
 			early := launch(t, serverCommand(t, flags...))
 			awaitWrite(dir, time.Duration(random.IntN(250))*time.Millisecond)
 			time.Sleep(time.Duration(random.IntN(6)) * time.Millisecond)
 			early.kill()
 		}
 	}
-	t.Logf("%d verifications of tokens that a kill outlived, %d writes cut short", verified, len(halfWritten(dir)))
+	t.Logf("%d verifications of tokens that outlived a kill, %d interrupted writes", verified, len(halfWritten(dir)))
 	if verified < 50 {
 		t.Errorf("only %d tokens outlived a kill", verified)
 	}
 }
 
-// awaitWrite waits until a key file is being written in dir, for some time at most.
-func awaitWrite(dir string, most time.Duration) {
+// awaitWrite waits until a key file is being written in dir, or until the timeout.
+func awaitWrite(dir string, timeout time.Duration) {
 	before := len(halfWritten(dir))
-	for begin := time.Now(); time.Since(begin) < most && len(halfWritten(dir)) <= before; {
+	for begin := time.Now(); time.Since(begin) < timeout && len(halfWritten(dir)) <= before; {
 		time.Sleep(200 * time.Microsecond)
 	}
 }
@@ -85,8 +85,9 @@ func newReplicas(processes ...*process) (replicas []*replica) {
 	return replicas
 }
 
-// verifyAcross takes tokens from each replica and verifies them by the JWK Set of another, at
-// once and until they expire, for d. With one clock, all have to sign with the same key.
+// verifyAcross gets tokens from each replica for d. It verifies them with the JWK Set of
+// another replica, at once and until they expire. With one clock, it also checks that all
+// replicas sign with the same key.
 func verifyAcross(t *testing.T, d time.Duration, oneClock bool, replicas ...*replica) {
 	t.Helper()
 	var wait sync.WaitGroup
@@ -116,7 +117,7 @@ func verifyAcross(t *testing.T, d time.Duration, oneClock bool, replicas ...*rep
 				tokens = append(tokens, first.token(t), again.token(t))
 				kid := kidOf(t, first.token(t))
 				if other := kidOf(t, others.token(t)); oneClock && kid == kidOf(t, again.token(t)) && kid != other {
-					t.Errorf("replica %d signs with %s, replica %d with %s", i, kid, j, other)
+					t.Errorf("replica %d signs with %s, and replica %d with %s", i, kid, j, other)
 				}
 				tokens = parseSet(t, set.body).alive(t, fmt.Sprintf("replica %d, of tokens of %d,", j, i), tokens...)
 				verified.Add(int64(len(tokens)))
@@ -158,21 +159,22 @@ func TestReplicaProcesses(t *testing.T) {
 		// One server makes a key a second with these flags, and begins with seven.
 		seconds := int(time.Since(begin).Seconds())
 		if n := len(names) - 7; n > seconds*3/2 {
-			t.Errorf("three replicas made %d keys in %d s; want one for all a second", n, seconds)
+			t.Errorf("three replicas made %d keys in %d s; want one key a second", n, seconds)
 		}
 	})
 	t.Run("that start together make one key", func(t *testing.T) {
 		t.Parallel()
 		dir := t.TempDir()
 		var replicas []*process
-		for range 4 { // a key of this size takes long to make, and each time another time
-			replicas = append(replicas, launch(t, serverCommand(t, "-keys", dir, "-key-ttl", "1000h", "-publish-ahead", "1s", "-key-bits", "3072")))
+		for range 4 { // generating a key of this size takes long, and not always equally long
+			flags := []string{"-keys", dir, "-key-ttl", "1000h", "-publish-ahead", "1s", "-key-bits", "3072"}
+			replicas = append(replicas, launch(t, serverCommand(t, flags...)))
 		}
 		for _, p := range replicas {
 			p.serving(t)
 		}
-		if n := len(wholeKeys(t, dir)); n > 2 { // two may be written at the same moment
-			t.Errorf("four replicas made %d keys; want one", n)
+		if n := len(wholeKeys(t, dir)); n > 2 { // two may be stored at the same moment
+			t.Errorf("four replicas made %d keys; want 1", n)
 		}
 		eventually(t, "all sign with the same key", func() bool {
 			var kids []string
@@ -185,12 +187,10 @@ func TestReplicaProcesses(t *testing.T) {
 	t.Run("verify each other when their clocks are two seconds apart", func(t *testing.T) {
 		t.Parallel()
 		path, err := fastBinary()
-		if err != nil {
-			t.Fatal(err)
-		}
+		ok(t, err)
 		flags := []string{"-addr", "127.0.0.1:0", "-keys", t.TempDir(), "-key-ttl", "8s", "-token-ttl", "4s", "-publish-ahead", "6s"}
 		fast := launch(t, exec.Command(path, flags...))
-		exact := startProcess(t, flags...) // at once, over an empty directory
+		exact := startProcess(t, flags...) // both find an empty directory
 		fast.serving(t)
 		iat := func(p *process) int64 {
 			_, claims := parts(t, p.token(t, "", ""))
@@ -200,7 +200,7 @@ func TestReplicaProcesses(t *testing.T) {
 		if ahead := iat(fast) - iat(exact); ahead < 1 || ahead > 3 {
 			t.Errorf("the fast clock is %d s fast; want 2", ahead)
 		}
-		time.Sleep(2 * time.Second) // each has to see what the other made at first
+		time.Sleep(2 * time.Second) // until each knows the first keys of the other
 		verifyAcross(t, 8*time.Second, false, newReplicas(fast, exact)...)
 	})
 }
@@ -211,33 +211,29 @@ func TestTheDirectory(t *testing.T) {
 	flags := []string{"-keys", dir}
 	a := startProcess(t, flags...)
 	b := startProcess(t, flags...)
-	t.Run("emptied it is filled again", func(t *testing.T) {
+	t.Run("is filled again after it was emptied", func(t *testing.T) {
 		token, before := a.token(t, "", ""), wholeKeys(t, dir)
-		ok(t, os.Rename(dir, dir+".away"), os.Mkdir(dir, 0o700)) // as a disk that is mounted anew
+		ok(t, os.Rename(dir, dir+".away"), os.Mkdir(dir, 0o700)) // as after mounting an empty disk
 		eventually(t, "the key files are back", func() bool { return slices.Equal(wholeKeys(t, dir), before) })
 		for _, p := range []*process{a, b} {
 			p.set(t).alive(t, "a server of an emptied directory", token, p.token(t, "", ""))
 		}
-		eventually(t, "one says so", func() bool { return strings.Contains(a.stderr.String()+b.stderr.String(), "key stored again") })
+		eventually(t, "one logs it", func() bool { return strings.Contains(a.stderr.String()+b.stderr.String(), "key stored again") })
 	})
-	t.Run("renaming its file to .revoked revokes a key", func(t *testing.T) {
+	t.Run("revokes a key whose file is renamed to .revoked", func(t *testing.T) {
 		names, token := wholeKeys(t, dir), a.token(t, "", "")
 		first, second := kidOfName(names[0]), kidOfName(names[1])
-		if kid := kidOf(t, token); kid != first {
-			t.Fatalf("%s signs; want the first key, %s", kid, first)
-		}
+		equal(t, "kid", kidOf(t, token), first)
 		ok(t, os.Rename(dir+"/"+names[0]+".pem", dir+"/"+names[0]+".revoked"))
 		eventually(t, "no replica publishes the key", func() bool { return a.set(t)[first] == nil && b.set(t)[first] == nil })
 		for _, p := range []*process{a, b, startProcess(t, flags...)} {
-			if set := p.set(t); set[first] != nil {
-				t.Error("a server publishes a revoked key")
+			if p.set(t)[first] != nil {
+				t.Error("a server publishes the revoked key")
 			}
-			if kid := kidOf(t, p.token(t, "", "")); kid != second {
-				t.Errorf("%s signs after the revocation of %s; want the next key, %s", kid, first, second)
-			}
+			equal(t, "kid after the revocation", kidOf(t, p.token(t, "", "")), second)
 		}
 		if now := wholeKeys(t, dir); slices.Contains(now, names[0]) {
-			t.Error("the file of a revoked key is back")
+			t.Error("the file of the revoked key is back")
 		}
 	})
 }
@@ -251,14 +247,12 @@ func TestARestartWithFlagsToWatchRotationRotatesAtOnce(t *testing.T) {
 	p := startProcess(t, "-keys", dir, "-key-ttl", "10s", "-token-ttl", "2s", "-publish-ahead", "20s")
 	first := kidOf(t, p.token(t, "", ""))
 	if first == kidOf(t, old) {
-		t.Error("the key of the plain start signs still")
+		t.Error("the key of the plain start still signs")
 	}
 	eventually(t, "the key rotates", func() bool { return kidOf(t, p.token(t, "", "")) != first })
 	if alive := p.set(t).alive(t, "the server that rotates", old); len(alive) != 1 {
 		t.Error("the token of the plain start does not verify")
 	}
 	p.kill()
-	if kid := kidOf(t, startProcess(t, "-keys", dir).token(t, "", "")); kid != kidOf(t, old) {
-		t.Errorf("after a plain restart %s signs; want the key of the plain start, %s", kid, kidOf(t, old))
-	}
+	equal(t, "kid after a plain restart", kidOf(t, startProcess(t, "-keys", dir).token(t, "", "")), kidOf(t, old))
 }
