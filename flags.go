@@ -44,7 +44,8 @@ func (c *config) define(flags *flag.FlagSet) {
 		"lifetime of a token; keys outlive their tokens by another half, for clock skew")
 	flags.DurationVar(&c.publishAhead, "publish-ahead", 2*time.Hour,
 		"how long a key is published before it signs: longer than any verifier caches the JWK Set")
-	flags.StringVar(&c.issuer, "issuer", "", "`URL` in iss, the URL at which others reach this server (default: the listen address)")
+	flags.StringVar(&c.issuer, "issuer", "",
+		"`URL` in iss, the URL at which others reach this server (default: that of each request; with -clients the listen address)")
 	flags.StringVar(&c.audience, "audience", "", "`name` in aud, for verifiers that require one (default: no aud)")
 	flags.StringVar(&c.typ, "typ", "JWT", "`typ` of tokens: at+jwt makes access tokens of RFC 9068, with the claim client_id")
 	flags.Func("claims",
