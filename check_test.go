@@ -239,7 +239,8 @@ func TestCheckFindsHoles(t *testing.T) {
 				"# accepted, and must be refused: none",
 				"# failed: none; not tried: 0",
 			}},
-		{name: "exp is ignored", notOK: []string{"expired", "expiry-zero", "no-expiry?", "expiry-null?", "expiry-text?", "expiry-array?"}, skipped: []string{"challenge-expired"},
+		{name: "exp is ignored", skipped: []string{"challenge-expired"},
+			notOK:   []string{"expired", "expiry-zero", "no-expiry?", "expiry-null?", "expiry-text?", "expiry-array?"},
 			deviate: func(v *protectedService) { v.omit = []string{"exp"} },
 			lines: []string{
 				"not ok - no-expiry: accepted with 200 # TODO should be refused: exp is missing",
@@ -329,7 +330,7 @@ func TestCheckFindsWhatAServiceRefuses(t *testing.T) {
 				})
 			},
 			lines: []string{
-				"not ok - challenge: refused with 302 and without WWW-Authenticate # TODO should be refused with 401 and WWW-Authenticate: Bearer (RFC 6750 section 3)",
+				"not ok - challenge: refused with 302 and without WWW-Authenticate # TODO should be refused with 401 and ",
 				"not ok - challenge-expired: refused with 403 and without WWW-Authenticate # TODO ",
 			}},
 	} {
@@ -350,7 +351,8 @@ func TestCheckFindsHowAServiceReadsKeys(t *testing.T) {
 		{name: "a read that fails costs all keys", notOK: brokenSets("?"),
 			deviate: func(v *protectedService) { v.replace = true },
 			lines: []string{
-				"not ok - sets/slow: a known key: accepted with 200 in 0.0 s during the read, refused with 401 in 5.0 s after it; with a good set again, a known key is accepted after",
+				"not ok - sets/slow: a known key: accepted with 200 in 0.0 s during the read, refused with 401 in 5.0 s after it; " +
+					"with a good set again, a known key is accepted after",
 				"# refused, and should be accepted: sets/error, ",
 			}},
 		{name: "a key of an unknown type costs a set", notOK: []string{"sets/odd?", "sets/unknown-kty?"},
@@ -366,12 +368,16 @@ func TestCheckFindsHowAServiceReadsKeys(t *testing.T) {
 			}},
 		{name: "the first key of the set verifies all tokens", notOK: []string{"new-key?"}, skipped: needNewKey(),
 			deviate: func(v *protectedService) { v.firstKey = true },
-			lines:   []string{"# the service read the JWK Set after the new key was in it, and did not accept the key all the same"}},
+			lines: []string{
+				"not ok - new-key: refused with 401 for 3.5 s, with ", // given up 3 s after the first read
+				"# the service read the JWK Set after the new key was in it, and did not accept the key all the same",
+			}},
 		{name: "the JWK Set is read at the start only", notOK: []string{"new-key?"}, skipped: needNewKey(),
 			deviate: func(v *protectedService) { v.update(); v.limit = -1 },
 			lines: []string{
 				"not ok - new-key: refused with 401 for 10.0 s, with 0 reads of the JWK Set # TODO ",
-				"# the service has not read the JWK Set since the check began, so it reads at its start or by a clock, at its latest after the set's max-age (public, max-age=1)",
+				"# the service has not read the JWK Set since the check began, so it reads at its start or by a clock, " +
+					"at its latest after the set's max-age (public, max-age=1)",
 				"ok - unknown-keys: 20 tokens of unknown keys cost 0 reads of the JWK Set: 20 refused with 401",
 			}},
 		{name: "the JWK Set is read every 30 s at most", notOK: []string{"new-key?"}, skipped: needNewKey(),
@@ -379,6 +385,13 @@ func TestCheckFindsHowAServiceReadsKeys(t *testing.T) {
 			lines:   []string{"# the service read the JWK Set before the new key was in it and not again, so it waits between reads"}},
 		{name: "the JWK Set is read every 30 s at most, and the check waits longer", wait: 35 * time.Second,
 			deviate: func(v *protectedService) { v.limit, v.refill = 1, 30*time.Second }},
+		{name: "the JWK Set is read nine times and never again", notOK: []string{"new-key-after?"},
+			deviate: func(v *protectedService) { v.limit = 9 },
+			skipped: []string{"sets/html", "sets/empty", "sets/no-keys", "sets/cut", "sets/slow", "sets/huge", "sets/redirect", "removed-key"},
+			lines: []string{
+				"ok - sets/html # SKIP the service has not read this set within 10 s",
+				"ok - sets/empty # SKIP the service did not read this set at once, and was not waited for again",
+			}},
 		{name: "the JWK Set is read for each unknown key", notOK: []string{"unknown-keys?"},
 			deviate: func(v *protectedService) { v.limit = 1000 },
 			lines: []string{
@@ -418,6 +431,9 @@ func TestCheckFindsTokensThatCrashAService(t *testing.T) {
 		{name: "a lost connection", notOK: []string{"crit"},
 			wrap:  atCrit(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }),
 			lines: []string{"not ok - crit: the connection was lost"}},
+		{name: "a connection that is lost once", notOK: []string{"crit"},
+			wrap:  oncePerToken(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }),
+			lines: []string{"not ok - crit: the connection was lost"}},
 		{name: "no answer", notOK: []string{"crit"},
 			wrap:  atCrit(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }),
 			lines: []string{"not ok - crit: no answer within 30 s"}},
@@ -456,9 +472,14 @@ func TestCheckTakesNoLimitForARefusal(t *testing.T) {
 		{name: "429 to more than 20 requests a second", notOK: []string{"crit"},
 			deviate: func(v *protectedService) { v.omit = []string{"crit"} },
 			wrap:    perSecond(20, 429)},
+		{name: "503 once, for another reason than crit", wrap: onceAtCrit(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(503) }),
+			lines: []string{"ok - crit: refused with 401"}},
 		{name: "429 to crit, always", skipped: []string{"crit"},
-			wrap:  atCrit(func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Retry-After", "2"); w.WriteHeader(429) }),
-			lines: []string{"ok - crit # SKIP answered 429, which is no verdict", "# nothing that was tried failed; not tried: 1, of them must: crit"}},
+			wrap: atCrit(func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Retry-After", "2"); w.WriteHeader(429) }),
+			lines: []string{
+				"ok - crit # SKIP answered 429, which is no verdict",
+				"# nothing that was tried failed; not tried: 1, of them must: crit",
+			}},
 	} {
 		test.faults = fewFaults
 		test.run(t)
@@ -472,7 +493,10 @@ func TestCheckTakesNoLockoutForARefusal(t *testing.T) {
 		{name: "of 15 s after 20 refusals", notOK: []string{"crit"}, skipsSome: true,
 			deviate: func(v *protectedService) { v.omit = []string{"crit"} },
 			wrap:    lockout(20, 15*time.Second),
-			lines:   []string{"ok - unknown-keys # SKIP the service locked the caller out after 20 tokens of unknown keys: a good token: refused with 403"}},
+			lines:   []string{"ok - unknown-keys # SKIP the service locked the caller out after 20 tokens of unknown keys: "}},
+		{name: "of 15 s while a set has a fault", skipped: []string{"sets/html"}, faults: fewFaults,
+			wrap:  lockoutDuring("html", 15*time.Second),
+			lines: []string{"ok - sets/html # SKIP a known key: refused with 403, but accepted 15."}},
 		{name: "of a second after each refusal", skipsSome: true,
 			deviate: func(v *protectedService) { v.omit = []string{"crit"} },
 			wrap:    lockout(1, time.Second),
@@ -524,7 +548,8 @@ func TestCheckBailsOutAndSaysWhatHelps(t *testing.T) {
 			[]string{"Bail out! no-token: http://service.test/hello is not protected, or shows a login page with 200"}},
 		{serviceTest{name: "another audience", notOK: []string{"good"},
 			deviate: func(v *protectedService) { v.claims = func(c jwt.MapClaims) { c["aud"] = "other" } }},
-			[]string{good + "refused with 401", "-issuer", "-audience", "http://issuer.test/.well-known/jwks.json, which was read 1 time since the check began",
+			[]string{good + "refused with 401", "-issuer", "-audience",
+				"http://issuer.test/.well-known/jwks.json, which was read 1 time since the check began",
 				"typ JWT", `"iss":"http://issuer.test"`, `"aud":"api"`, `WWW-Authenticate: Bearer error="invalid_token"`}},
 		{serviceTest{name: "keys of an earlier run", notOK: []string{"good"},
 			deviate: func(v *protectedService) { v.limit = -1 }},
@@ -568,7 +593,8 @@ func TestCheckStartsAServerIfNothingListens(t *testing.T) {
 	addr := freeAddress(t)
 	service := &protectedService{issuer: "http://" + addr, client: http.DefaultClient, claims: func(c jwt.MapClaims) { c["aud"] = "other" }}
 	url := "http://" + listening(t, service)
-	code, stdout, stderr := runHere(t.Context(), withKey(t, "-addr", addr, "-audience", "api", "-claims", `{"roles":["admin"]}`, "-check", url)...)
+	code, stdout, stderr := runHere(t.Context(),
+		withKey(t, "-addr", addr, "-audience", "api", "-claims", `{"roles":["admin"]}`, "-check", url)...)
 	equal(t, "exit status", code, 1)
 	lines := strings.Split(stdout, "\n")
 	equal(t, "the first lines", lines[:2], []string{
@@ -595,7 +621,9 @@ func TestCheckUsesTheServerThatRuns(t *testing.T) {
 	code, stdout, stderr := runHere(t.Context(), "-addr", p.addr(), "-audience", "other", "-check", "http://"+listening(t, service))
 	equal(t, "exit status", code, 1)
 	wantLine(t, strings.Split(stdout, "\n"), "# asking "+"http://")
-	for _, want := range []string{"flags of tokens and keys have no effect on it", `"aud":"api"`, "stop the server that runs, whose flags count"} {
+	for _, want := range []string{
+		"flags of tokens and keys have no effect on it", `"aud":"api"`, "stop the server that runs, whose flags count",
+	} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("the check with a server that runs does not say %q: %s", want, stdout)
 		}
@@ -753,4 +781,18 @@ func TestASignalEndsTheCheckWithStatus1(t *testing.T) {
 	ok(t, check.cmd.Process.Signal(os.Interrupt))
 	equal(t, "exit status", check.exitCode(t), 1)
 	equal(t, "stderr", check.stderr.String(), "jwks-server: the check was interrupted; the JWK Set is good again\n")
+}
+
+func TestTextsOfRowsEndNoLineAndBeginNoDirective(t *testing.T) {
+	var out strings.Builder
+	results := tap{out: &out}
+	results.row("a", true, failed(hole, "%s", "b # TODO c\nok 2 \\"))
+	results.row("d", false, advised(otherwise, "e", "f # SKIP g"))
+	results.row("h", false, skipped("i\r\n# TODO j"))
+	equal(t, "lines", strings.Split(out.String(), "\n"), []string{
+		`not ok 1 - a: b \# TODO c ok 2 \\`,
+		`not ok 2 - d: e # TODO f \# SKIP g`,
+		`ok 3 - h # SKIP i  \# TODO j`,
+		"",
+	})
 }

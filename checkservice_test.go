@@ -301,7 +301,7 @@ func (v *protectedService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case status != 0:
 		w.WriteHeader(status)
 	case err == nil:
-		io.WriteString(w, "hello")
+		w.WriteHeader(http.StatusOK) // without a body, so that clients can keep the connection
 	default:
 		w.Header().Set("WWW-Authenticate", `Bearer error="invalid_token"`)
 		w.WriteHeader(http.StatusUnauthorized)
@@ -315,6 +315,34 @@ func atCrit(do func(http.ResponseWriter, *http.Request)) func(*checkTest, http.H
 			if hasCrit(r) {
 				do(w, r)
 				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	}
+}
+
+// oncePerToken returns a service that does something else with each token that has crit, the
+// first time that it is sent.
+func oncePerToken(do func(http.ResponseWriter, *http.Request)) func(*checkTest, http.Handler) http.Handler {
+	return onceAtCritBy(func(r *http.Request) string { return r.Header.Get("Authorization") }, do)
+}
+
+// onceAtCrit returns a service that does something else with the first token that has crit.
+func onceAtCrit(do func(http.ResponseWriter, *http.Request)) func(*checkTest, http.Handler) http.Handler {
+	return onceAtCritBy(func(*http.Request) string { return "" }, do)
+}
+
+func onceAtCritBy(
+	name func(*http.Request) string, do func(http.ResponseWriter, *http.Request),
+) func(*checkTest, http.Handler) http.Handler {
+	var seen sync.Map
+	return func(_ *checkTest, next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if hasCrit(r) {
+				if _, again := seen.LoadOrStore(name(r), true); !again {
+					do(w, r)
+					return
+				}
 			}
 			next.ServeHTTP(w, r)
 		})
@@ -403,6 +431,32 @@ func lockout(refusals int, duration time.Duration) func(*checkTest, http.Handler
 					locked = time.Now().Add(duration)
 				}
 				mu.Unlock()
+			}
+		})
+	}
+}
+
+// lockoutDuring returns a service that refuses everything for a while after the first request
+// for which it reads a JWK Set with this fault.
+func lockoutDuring(fault string, duration time.Duration) func(*checkTest, http.Handler) http.Handler {
+	return func(c *checkTest, next http.Handler) http.Handler {
+		var mu sync.Mutex
+		var locked time.Time
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			mu.Lock()
+			refuse := time.Now().Before(locked)
+			mu.Unlock()
+			if refuse {
+				w.WriteHeader(403)
+				return
+			}
+			tester := c.server.tester
+			before := tester.reads.jwks.Load()
+			next.ServeHTTP(w, r)
+			mu.Lock()
+			defer mu.Unlock()
+			if p := tester.published.Load(); p != nil && p.fault.Name == fault && tester.reads.jwks.Load() > before && locked.IsZero() {
+				locked = time.Now().Add(duration)
 			}
 		})
 	}
