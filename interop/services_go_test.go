@@ -28,15 +28,15 @@ var goServices = []service{
 	golang("hashicorp/cap/jwt", "cap", "cap.go", service{strict: "hashicorp/cap/jwt, strict"}, "hashicorp/cap"),
 	golang("hashicorp/cap/jwt, strict", "cap-strict", "cap_strict.go", service{}, "hashicorp/cap"),
 	golang("auth0/go-jwt-middleware", "auth0", "auth0.go", service{
-		strict: "auth0/go-jwt-middleware, strict", slow: true, wait: fiveMinutes,
+		strict: "auth0/go-jwt-middleware, strict", keeps: "10m",
 	}, "auth0/go-jwt-middleware/v2"),
-	golang("auth0/go-jwt-middleware, strict", "auth0-strict", "auth0_strict.go", service{slow: true, wait: fiveMinutes},
+	golang("auth0/go-jwt-middleware, strict", "auth0-strict", "auth0_strict.go", service{},
 		"auth0/go-jwt-middleware/v2"),
 	golang("Open Policy Agent", "opa", "opa.go", service{}, "open-policy-agent/opa"),
 	golang("go-jose", "go-jose", "gojose.go", service{keeps: tenMinutes}, "go-jose/go-jose/v4"),
 	golang("jwx", "jwx", "jwx.go", service{strict: "jwx, strict", keeps: "20m"}, "lestrrat-go/jwx/v3"),
 	golang("jwx, strict", "jwx-strict", "jwx_strict.go", service{}, "lestrrat-go/jwx/v3"),
-	kubernetesService("Kubernetes API server", service{slow: true, wait: fiveMinutes}),
+	kubernetesService("Kubernetes API server", service{keeps: "10m"}),
 	kubernetesService("Kubernetes API server, max-age of 2 s", service{flags: []string{"-publish-ahead", "48s"}}),
 }
 

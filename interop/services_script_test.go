@@ -41,7 +41,7 @@ func python(name, file string, s service, packages ...string) service {
 var rubyServices = []service{
 	script("ruby-jwt with Sinatra", "ruby", "ruby_jwt.rb", service{
 		command: []string{"ruby", "ruby_jwt.rb"}, packages: []string{"deb:ruby-jwt", "deb:ruby-sinatra"},
-		strict: "ruby-jwt with Sinatra, strict", slow: true, wait: fiveMinutes,
+		strict: "ruby-jwt with Sinatra, strict", slow: true, wait: fiveMinutes, keeps: "10m",
 	}),
 	script("ruby-jwt with Sinatra, strict", "ruby", "ruby_jwt_strict.rb", service{
 		command: []string{"ruby", "ruby_jwt_strict.rb"}, packages: []string{"deb:ruby-jwt", "deb:ruby-sinatra"},

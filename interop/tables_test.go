@@ -196,7 +196,10 @@ func removedKey(r row, s service) string {
 	case strings.Contains(r.text, "longer than -check-wait"):
 		return longerThan(s)
 	}
-	_, after, _ := strings.Cut(r.text, "refused ")
+	_, after, ok := strings.Cut(r.text, "refused ")
+	if !ok {
+		return short(r.text)
+	}
 	return strings.TrimPrefix(after, "after ")
 }
 
