@@ -113,6 +113,7 @@ func prefixed(texts []string, prefix string) (found []string) {
 }
 
 func TestCheckOfACorrectService(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCheckTest(t, nil)
 		lines := c.run(t, c.service())
@@ -224,6 +225,7 @@ func needNewKey() []string {
 
 // Exactly the rows about the hole of a service are not ok.
 func TestCheckFindsHoles(t *testing.T) {
+	t.Parallel()
 	for _, test := range []serviceTest{
 		{name: "none is accepted", notOK: []string{"none"},
 			deviate: func(v *protectedService) {
@@ -301,6 +303,7 @@ func TestCheckFindsHoles(t *testing.T) {
 }
 
 func TestCheckFindsWhatAServiceRefuses(t *testing.T) {
+	t.Parallel()
 	for _, test := range []serviceTest{
 		{name: "the scheme has a case", notOK: []string{"scheme-case?"},
 			wrap: func(_ *checkTest, next http.Handler) http.Handler {
@@ -347,6 +350,7 @@ func status(err error, refusal int) int {
 }
 
 func TestCheckFindsHowAServiceReadsKeys(t *testing.T) {
+	t.Parallel()
 	for _, test := range []serviceTest{
 		{name: "a read that fails costs all keys", notOK: brokenSets("?"),
 			deviate: func(v *protectedService) { v.replace = true },
@@ -418,6 +422,7 @@ func TestCheckFindsHowAServiceReadsKeys(t *testing.T) {
 }
 
 func TestCheckFindsTokensThatCrashAService(t *testing.T) {
+	t.Parallel()
 	for _, test := range []serviceTest{
 		{name: "500", notOK: []string{"crit"},
 			wrap: atCrit(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) }),
@@ -462,6 +467,7 @@ func TestCheckFindsTokensThatCrashAService(t *testing.T) {
 // A service that limits requests refuses nothing by that: the row is asked again, and a
 // refusal that the service gives to good tokens as well is no verdict.
 func TestCheckTakesNoLimitForARefusal(t *testing.T) {
+	t.Parallel()
 	for _, test := range []serviceTest{
 		{name: "429 to every fifth request", notOK: []string{"crit"},
 			deviate: func(v *protectedService) { v.omit = []string{"crit"} },
@@ -489,6 +495,7 @@ func TestCheckTakesNoLimitForARefusal(t *testing.T) {
 // Rows between two lockouts are asked again. What cannot be tried is skipped, and neither
 // passes nor fails.
 func TestCheckTakesNoLockoutForARefusal(t *testing.T) {
+	t.Parallel()
 	for _, test := range []serviceTest{
 		{name: "of 15 s after 20 refusals", notOK: []string{"crit"}, skipsSome: true,
 			deviate: func(v *protectedService) { v.omit = []string{"crit"} },
@@ -513,6 +520,7 @@ func TestCheckTakesNoLockoutForARefusal(t *testing.T) {
 }
 
 func TestCheckAsksWithFreshTokensAndReadsNoBodies(t *testing.T) {
+	t.Parallel()
 	for _, test := range []serviceTest{
 		{name: "verdicts are cached by token", wrap: cacheVerdicts,
 			deviate: func(v *protectedService) { v.limit, v.refill = 1, 3*time.Second },
@@ -536,6 +544,7 @@ func TestCheckAsksWithFreshTokensAndReadsNoBodies(t *testing.T) {
 }
 
 func TestCheckBailsOutAndSaysWhatHelps(t *testing.T) {
+	t.Parallel()
 	good := "Bail out! good: a good token: "
 	for _, test := range []struct {
 		serviceTest
@@ -590,6 +599,7 @@ func listening(t *testing.T, h http.Handler) string {
 }
 
 func TestCheckStartsAServerIfNothingListens(t *testing.T) {
+	t.Parallel()
 	addr := freeAddress(t)
 	service := &protectedService{issuer: "http://" + addr, client: http.DefaultClient, claims: func(c jwt.MapClaims) { c["aud"] = "other" }}
 	url := "http://" + listening(t, service)
@@ -616,6 +626,7 @@ func TestCheckStartsAServerIfNothingListens(t *testing.T) {
 }
 
 func TestCheckUsesTheServerThatRuns(t *testing.T) {
+	t.Parallel()
 	p := startProcess(t, withKey(t, "-audience", "api")...)
 	service := &protectedService{issuer: p.base, client: http.DefaultClient, claims: func(c jwt.MapClaims) { c["aud"] = "other" }}
 	code, stdout, stderr := runHere(t.Context(), "-addr", p.addr(), "-audience", "other", "-check", "http://"+listening(t, service))
@@ -633,6 +644,7 @@ func TestCheckUsesTheServerThatRuns(t *testing.T) {
 
 // Other errors are one line that says what to do.
 func TestCheckSaysWhyItCannotBegin(t *testing.T) {
+	t.Parallel()
 	service := "http://" + listening(t, &protectedService{})
 	plain := startProcess(t, withKey(t)...)
 	secure := startProcess(t, withKey(t, tlsFlags(t)...)...)
@@ -666,6 +678,7 @@ func TestCheckSaysWhyItCannotBegin(t *testing.T) {
 }
 
 func TestCheckAsksLocalhostWhereAddrIsNoAddressToAsk(t *testing.T) {
+	t.Parallel()
 	for addr, want := range map[string]string{
 		":8080": "localhost:8080", "0.0.0.0:8080": "localhost:8080", "[::]:8080": "localhost:8080",
 		"127.0.0.1:8080": "127.0.0.1:8080", "localhost:8080": "localhost:8080", "jwks:80": "jwks:80",
@@ -676,6 +689,7 @@ func TestCheckAsksLocalhostWhereAddrIsNoAddressToAsk(t *testing.T) {
 
 // An interrupt ends the check at once, also while the service waits for the JWK Set.
 func TestInterruptedCheckMakesTheSetGoodAgain(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCheckTest(t, fewFaults)
 		service := c.service()
@@ -701,6 +715,7 @@ func TestInterruptedCheckMakesTheSetGoodAgain(t *testing.T) {
 }
 
 func TestCheckEndsWhenItsOutputCannotBeWritten(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCheckTest(t, fewFaults)
 		asked := 0
@@ -723,6 +738,7 @@ func (closedWriter) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
 
 // prove is the parser of TAP that Perl has, and Debian.
 func TestProveReadsTheResults(t *testing.T) {
+	t.Parallel()
 	prove, err := exec.LookPath("prove")
 	if err != nil {
 		t.Skip("prove is not installed")
@@ -770,6 +786,7 @@ func TestProveReadsTheResults(t *testing.T) {
 }
 
 func TestASignalEndsTheCheckWithStatus1(t *testing.T) {
+	t.Parallel()
 	p := startProcess(t, withKey(t)...)
 	asked, asking := make(chan struct{}), sync.Once{}
 	service := "http://" + listening(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -784,6 +801,7 @@ func TestASignalEndsTheCheckWithStatus1(t *testing.T) {
 }
 
 func TestTextsOfRowsEndNoLineAndBeginNoDirective(t *testing.T) {
+	t.Parallel()
 	var out strings.Builder
 	results := tap{out: &out}
 	results.row("a", true, failed(hole, "%s", "b # TODO c\nok 2 \\"))

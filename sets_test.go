@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -204,25 +203,23 @@ func TestBrokenJWKSets(t *testing.T) {
 			equal(t, "Cache-Control", w.header.Get("Cache-Control"), "no-store")
 		})
 	})
-	t.Run("they are sent whole, whatever the write timeout", func(t *testing.T) {
-		t.Parallel()
-		for _, args := range [][]string{nil, tlsFlags(t)} {
+	for scheme, args := range map[string][]string{"http": nil, "https": tlsFlags(t)} {
+		t.Run("they are sent whole over "+scheme+", whatever the write timeout", func(t *testing.T) {
+			t.Parallel()
 			p := startProcess(t, withKey(t, args...)...)
 			p.client.Timeout = 3 * hang
 			good := p.do("GET", jwksPath, "")
 			p.setFault(t, "huge")
 			w := p.do("GET", jwksPath, "")
 			equal(t, "the error of reading huge", w.err, nil)
-			if len(w.body) < 16<<20 || !bytes.HasSuffix([]byte(w.body), []byte(good.body[1:])) {
-				t.Errorf("huge has %d bytes and ends with %s; want 16 MiB and the keys", len(w.body), w.body[max(0, len(w.body)-100):])
-			}
+			equal(t, "huge has 16 MiB", len(w.body) > 16<<20, true)
 			equal(t, "keys of huge", len(parseSetBody(t, w.body).keys), 1)
 			p.setFault(t, "slow")
 			w = p.do("GET", jwksPath, "") // 20 s are more than the write timeout, 15 s
 			equal(t, "the error of reading slow", w.err, nil)
 			equal(t, "body of slow", w.body, good.body)
-		}
-	})
+		})
+	}
 }
 
 func TestSetFaultRequests(t *testing.T) {
