@@ -56,13 +56,15 @@ func TestIssuerByRequest(t *testing.T) {
 		wantIssuer string
 		wantBase   string // of URLs; the issuer if empty
 	}{
-		{name: "it is the URL by which the request reached the server", s: byRequest, host: "localhost:49153", wantIssuer: "http://localhost:49153"},
+		{name: "it is the URL by which the request reached the server", s: byRequest, host: "localhost:49153",
+			wantIssuer: "http://localhost:49153"},
 		{name: "it may be the name of a container", s: byRequest, host: "jwks", wantIssuer: "http://jwks"},
 		{name: "it may be an address", s: byRequest, host: "[::1]:8080", wantIssuer: "http://[::1]:8080"},
 		{name: "it is https with TLS", s: byRequest, host: "localhost:8443", secure: true, wantIssuer: "https://localhost:8443"},
 		{name: "it is the base URL if there is no Host, as in HTTP/1.0", s: byRequest, wantIssuer: "http://localhost:8080"},
 		{name: "-issuer fixes it", s: fixed, host: "localhost:8080", wantIssuer: "https://fixed.test"},
-		{name: "it may end in a slash, which URLs do not double", s: slash, host: "localhost", wantIssuer: "https://tenant.test/", wantBase: "https://tenant.test"},
+		{name: "it may end in a slash, which URLs do not double", s: slash, host: "localhost",
+			wantIssuer: "https://tenant.test/", wantBase: "https://tenant.test"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			iss, discovered, jwksURI, jku := ask(t, test.s, test.host, test.secure)
@@ -288,7 +290,8 @@ func TestTurns(t *testing.T) {
 	bubble("no turn is lost, whatever goes wrong", func(t *testing.T, s *testServer) {
 		for range cap(s.store.turns.turns) + 1 {
 			for path, body := range map[string]string{"/auth": "{", "/auth?fault=no-audience": "", "/auth?expired=true": `{"exp":1e300}`,
-				"/auth?fault=x": "", "/auth?expired=x": "", "/auth?x=1": strings.Repeat("x", maxBody+1), "/auth?x=2": "client_secret=a&client_secret=b", "/auth?x=3": "grant_type=x", "/auth?x=4": `{"a":"\ud83d"}`} {
+				"/auth?fault=x": "", "/auth?expired=x": "", "/auth?x=1": strings.Repeat("x", maxBody+1),
+				"/auth?x=2": "client_secret=a&client_secret=b", "/auth?x=3": "grant_type=x", "/auth?x=4": `{"a":"\ud83d"}`} {
 				if w := s.do("POST", path, body); w.status/100 != 4 {
 					t.Errorf("POST %s = %d %s; want an error of the client", path, w.status, w.body)
 				}

@@ -115,7 +115,8 @@ func (s *server) logRequests(next http.Handler) http.Handler {
 		start := time.Now()
 		recorder := &statusRecorder{ResponseWriter: w, status: http.StatusOK}
 		defer func() {
-			s.log.Info("request", "method", r.Method, "path", r.URL.Path, "status", recorder.status, "duration", time.Since(start), "from", r.RemoteAddr)
+			s.log.Info("request", "method", r.Method, "path", r.URL.Path, "status", recorder.status,
+				"duration", time.Since(start), "from", r.RemoteAddr)
 		}()
 		next.ServeHTTP(recorder, r)
 	})

@@ -26,14 +26,16 @@ func TestRoutes(t *testing.T) {
 		{name: "auth answers POST", methods: []string{"POST"}, paths: post, wantStatus: 200},
 		{name: "the faults of the set answer GET, HEAD and POST", methods: []string{"GET", "HEAD", "POST"}, paths: sets, wantStatus: 200},
 		{name: "OPTIONS is answered 204 with Allow", methods: []string{"OPTIONS"}, paths: readable, wantStatus: 204, wantAllow: readOnly},
-		{name: "OPTIONS of auth is answered 204 with Allow", methods: []string{"OPTIONS"}, paths: post, wantStatus: 204, wantAllow: "POST, OPTIONS"},
+		{name: "OPTIONS of auth is answered 204 with Allow", methods: []string{"OPTIONS"}, paths: post,
+			wantStatus: 204, wantAllow: "POST, OPTIONS"},
 		{name: "OPTIONS of the faults of the set is answered 204 with Allow", methods: []string{"OPTIONS"}, paths: sets,
 			wantStatus: 204, wantAllow: "GET, HEAD, POST, OPTIONS"},
 		{name: "another method is 405 with Allow", methods: []string{"POST", "PUT", "PATCH", "DELETE", "TRACE", "get"}, paths: readable,
 			wantStatus: 405, wantAllow: readOnly, wantError: "method_not_allowed"},
 		{name: "another method of auth is 405 with Allow", methods: []string{"GET", "HEAD", "PUT", "PATCH", "DELETE", "post"}, paths: post,
 			wantStatus: 405, wantAllow: "POST, OPTIONS", wantError: "method_not_allowed"},
-		{name: "another method of the faults of the set is 405 with Allow", methods: []string{"PUT", "PATCH", "DELETE", "TRACE", "get"}, paths: sets,
+		{name: "another method of the faults of the set is 405 with Allow", paths: sets,
+			methods:    []string{"PUT", "PATCH", "DELETE", "TRACE", "get"},
 			wantStatus: 405, wantAllow: "GET, HEAD, POST, OPTIONS", wantError: "method_not_allowed"},
 		{name: "another path is 404", methods: []string{"GET", "HEAD", "POST", "DELETE", "OPTIONS"}, wantStatus: 404, wantError: "not_found",
 			paths: []string{"/foo", "/auth/", "/auth/x", "/Auth", "/.well-known", "/.well-known/", jwksPath + "/", discoveryPath + "/x",
@@ -60,7 +62,9 @@ func TestRoutes(t *testing.T) {
 		equal(t, "Content-Type", w.header.Get("Content-Type"), "text/plain")
 	})
 	t.Run("an unclean path is redirected", func(t *testing.T) {
-		for path, want := range map[string]string{"//auth": "/auth", "/./auth": "/auth", "/x/../auth": "/auth", "//.well-known//jwks.json": jwksPath} {
+		for path, want := range map[string]string{
+			"//auth": "/auth", "/./auth": "/auth", "/x/../auth": "/auth", "//.well-known//jwks.json": jwksPath,
+		} {
 			w := s.do("POST", path, "")
 			equal(t, path+": status", w.status, 307)
 			equal(t, path+": Location", w.header.Get("Location"), want)
@@ -180,7 +184,8 @@ func TestRequestLog(t *testing.T) {
 		want                     string
 	}{
 		{"a document is logged without its query", "GET", jwksPath + "?x=hush", "", "method=GET path=/.well-known/jwks.json status=200 "},
-		{"a token is logged without its query and body", "POST", "/auth?expired=true&x=hush", "username=hush&password=hush", "method=POST path=/auth status=200 "},
+		{"a token is logged without its query and body", "POST", "/auth?expired=true&x=hush", "username=hush&password=hush",
+			"method=POST path=/auth status=200 "},
 		{"an error is logged", "PUT", "/auth?%zz", "", "method=PUT path=/auth status=405 "},
 		{"a path cannot break a line", "GET", "/a%0Ab%22?c", "", `method=GET path="/a\nb\"" status=404 `},
 		{"a redirection is logged", "GET", "//auth", "", "method=GET path=//auth status=30"},

@@ -41,8 +41,8 @@ var setFaults = []setFault{
 		change: func(s *oddSet) { s.putFirst(ecKey("other-kinds-ec"), edKey) }},
 	{Name: "encryption-key", Accept: "new", Why: "an RSA key for encryption (use is enc) comes first", See: "RFC 7517 section 4.2",
 		change: (*oddSet).putEncryptionKeyFirst},
-	{Name: "extra-members", Accept: "new", Why: "the set and its keys have members that no verifier knows, and keys have x5t", See: "RFC 7517 section 4",
-		change: (*oddSet).addMembers},
+	{Name: "extra-members", Accept: "new", See: "RFC 7517 section 4",
+		Why: "the set and its keys have members that no verifier knows, and keys have x5t", change: (*oddSet).addMembers},
 	{Name: "same-kid", Accept: "new", Why: "before each key comes an EC key with its kid", See: "RFC 7517 section 4.5",
 		change: (*oddSet).putSameKidBeforeEach},
 	{Name: "no-alg", Accept: "new", Why: "keys have neither alg nor use, as those of Entra ID have no alg", See: "RFC 7517 section 4.4",
@@ -123,9 +123,11 @@ type oddSet struct {
 // Keys that are in no good set. The points are those of RFC 7517 appendix A.1 and RFC 8037
 // appendix A.2.
 var (
-	unknownKty   = map[string]any{"kty": "AKP", "alg": "ML-DSA-44", "use": "sig", "kid": "unknown-kty", "pub": base64.RawURLEncoding.EncodeToString(make([]byte, 1312))}
+	unknownKty = map[string]any{"kty": "AKP", "alg": "ML-DSA-44", "use": "sig", "kid": "unknown-kty",
+		"pub": base64.RawURLEncoding.EncodeToString(make([]byte, 1312))}
 	unknownCurve = map[string]any{"kty": "EC", "crv": "P-257", "use": "sig", "kid": "unknown-curve", "x": pointX, "y": pointY}
-	edKey        = map[string]any{"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig", "kid": "other-kinds-ed", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
+	edKey        = map[string]any{"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig", "kid": "other-kinds-ed",
+		"x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
 )
 
 const pointX, pointY = "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4", "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"

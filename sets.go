@@ -97,7 +97,8 @@ func (t *setTester) madeKey(kid string) (key, error) {
 			return k, nil
 		}
 	}
-	return key{}, badRequest("key has to be new, or the kid of one of the last %d keys made by key=new, as long as it has not expired", maxMadeKeys)
+	return key{}, badRequest(
+		"key has to be new, or the kid of one of the last %d keys made by key=new, as long as it has not expired", maxMadeKeys)
 }
 
 // setFault is the handler of POST /faults/sets: the JWK Set has the fault of the query from

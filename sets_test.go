@@ -235,7 +235,8 @@ func TestSetFaultRequests(t *testing.T) {
 			equal(t, row["fault"]+": why and see are there", row["why"] != "" && row["see"] != "", true)
 		}
 		equal(t, "names", names, []string{"unknown-kty", "unknown-alg", "unknown-curve", "other-kinds", "encryption-key", "extra-members",
-			"same-kid", "no-alg", "reversed", "media-type", "odd", "error", "unavailable", "not-found", "html", "empty", "no-keys", "cut", "slow", "huge", "redirect"})
+			"same-kid", "no-alg", "reversed", "media-type", "odd", "error", "unavailable", "not-found", "html", "empty",
+			"no-keys", "cut", "slow", "huge", "redirect"})
 	})
 	t.Run("an unknown fault is refused, and the names are listed", func(t *testing.T) {
 		s := newServerWithKey(t)
