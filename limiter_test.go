@@ -77,7 +77,7 @@ func TestLimiter(t *testing.T) {
 			wg.Go(enter)
 		}
 		synctest.Wait()
-		for range 10 {
+		for range 2 * maxWaiting { // as many again, none of which may keep a place in the queue
 			wg.Go(enter)
 		}
 		time.Sleep(time.Second)
