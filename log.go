@@ -39,7 +39,7 @@ type logWriter struct {
 
 	mu        sync.Mutex // guards what follows
 	unwritten []byte     // lines
-	written   []byte     // the previous unwritten, for its memory; belongs to who writes
+	written   []byte     // the previous unwritten, for its memory; belongs to the goroutine that writes
 	dropped   int        // lines since the last line in unwritten
 }
 

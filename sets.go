@@ -28,7 +28,7 @@ type setTester struct {
 // A publishedSet is what the JWK Set has besides the keys of the store.
 type publishedSet struct {
 	fault setFault // the zero value if there is none
-	keys  []key    // made on demand
+	keys  []key    // made on demand, the newest last; at most maxMadeKeys
 }
 
 func newSetTester(store *keystore) *setTester {
@@ -79,13 +79,21 @@ func (t *setTester) makeKey(ctx context.Context) (key, error) {
 	}
 	t.made = append(unexpired(t.made, now), k)
 	t.made = slices.Clone(t.made[max(0, len(t.made)-maxMadeKeys):])
-	set := publishedSet{keys: []key{k}}
-	if p := t.published.Load(); p != nil {
-		set.fault = p.fault
-		set.keys = slices.DeleteFunc(slices.Clone(t.made), func(m key) bool { return m != k && !slices.Contains(p.keys, m) })
-	}
-	t.published.Store(&set)
+	t.publish(func(set *publishedSet) {
+		set.keys = append(slices.Clone(set.keys), k)
+		set.keys = set.keys[max(0, len(set.keys)-maxMadeKeys):]
+	})
 	return k, nil
+}
+
+// publish changes what the JWK Set has besides the keys of the store. The caller holds mu.
+func (t *setTester) publish(change func(*publishedSet)) {
+	var set publishedSet
+	if p := t.published.Load(); p != nil {
+		set = *p
+	}
+	change(&set)
+	t.published.Store(&set)
 }
 
 // madeKey returns a key made on demand that has not expired, whether or not it is still published.
@@ -124,11 +132,7 @@ func (t *setTester) setFault(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	t.mu.Lock()
-	set := publishedSet{fault: fault}
-	if p := t.published.Load(); p != nil {
-		set.keys = p.keys
-	}
-	t.published.Store(&set)
+	t.publish(func(set *publishedSet) { set.fault = fault })
 	t.mu.Unlock()
 	writeJSON(w, http.StatusOK, map[string]string{"fault": fault.Name})
 	return nil
