@@ -105,6 +105,7 @@ type protectedService struct {
 	penalty  time.Duration                     // without reads after one that failed
 	strict   bool                              // a key of an unknown type fails a read
 	firstKey bool                              // the first key verifies all tokens
+	firstKid bool                              // the first of two keys with one kid is taken, whatever its type
 	locked   chan struct{}                     // holds a value while a token is verified, if not nil: nothing is verified during a read
 
 	mu       sync.Mutex // guards the fields below
@@ -257,11 +258,11 @@ func (v *protectedService) read(url string) (keys map[string]verifierKey, order 
 	if err != nil || response.StatusCode != 200 {
 		return nil, nil, errors.New("no JWK Set")
 	}
-	return parseKeys(body, v.strict)
+	return v.parseKeys(body)
 }
 
 // parseKeys returns the RSA keys of a JWK Set, and their order.
-func parseKeys(body []byte, strict bool) (keys map[string]verifierKey, order []string, err error) {
+func (v *protectedService) parseKeys(body []byte) (keys map[string]verifierKey, order []string, err error) {
 	var set struct {
 		Keys []struct{ Kty, Use, Alg, Kid, N, E string }
 	}
@@ -270,8 +271,11 @@ func parseKeys(body []byte, strict bool) (keys map[string]verifierKey, order []s
 	}
 	keys = map[string]verifierKey{}
 	for _, k := range set.Keys {
-		if strict && !slices.Contains([]string{"RSA", "EC", "OKP"}, k.Kty) {
+		if v.strict && !slices.Contains([]string{"RSA", "EC", "OKP"}, k.Kty) {
 			return nil, nil, errors.New("unknown key type")
+		}
+		if _, again := keys[k.Kid]; again && v.firstKid {
+			continue
 		}
 		n, err1 := base64.RawURLEncoding.DecodeString(k.N)
 		e, err2 := base64.RawURLEncoding.DecodeString(k.E)
@@ -279,6 +283,8 @@ func parseKeys(body []byte, strict bool) (keys map[string]verifierKey, order []s
 			public := &rsa.PublicKey{N: new(big.Int).SetBytes(n), E: int(new(big.Int).SetBytes(e).Int64())}
 			keys[k.Kid] = verifierKey{public: public, alg: k.Alg}
 			order = append(order, k.Kid)
+		} else if v.firstKid {
+			keys[k.Kid] = verifierKey{}
 		}
 	}
 	return keys, order, nil

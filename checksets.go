@@ -153,11 +153,18 @@ func (c *serviceCheck) restoreAfterRefusal(r result, known answer) result {
 	return c.addRecovery(r, again, after)
 }
 
+// addRecovery adds to the result of a row what known keys and new keys get from the service, now that the set is good
+// again. A service that does not read the set again for keys that it believes to know may do so
+// for a new one, and then accept known ones, so that later rows can be tried.
 func (c *serviceCheck) addRecovery(r result, known answer, after time.Duration) result {
 	r.text += fmt.Sprintf("; with a good set again, a known key is %s", within(known, after))
-	if known.accepted() {
-		t := c.tryNewKey(c.wait, c.ask)
-		r.text += fmt.Sprintf(", a new one is %s", within(t.answer, t.after))
+	if c.bail != "" {
+		return r
+	}
+	t := c.tryNewKey(c.wait, c.ask)
+	r.text += fmt.Sprintf(", a new one is %s", within(t.answer, t.after))
+	if !known.accepted() && t.answer.accepted() {
+		r.text += fmt.Sprintf(", and then the known one is %s", c.ask(c.good).brief())
 	}
 	return r
 }
@@ -166,7 +173,7 @@ func within(a answer, after time.Duration) string {
 	if a.accepted() {
 		return fmt.Sprintf("accepted after %.1f s", after.Seconds())
 	}
-	return fmt.Sprintf("not accepted for %.1f s and longer (%s)", after.Seconds(), a.brief())
+	return fmt.Sprintf("still not accepted after %.1f s (%s)", after.Seconds(), a.brief())
 }
 
 func findingOf(a answer) finding {

@@ -243,7 +243,7 @@ func (c *serviceCheck) restoreSet(times time.Duration) (after time.Duration, a a
 	after = time.Since(start)
 	c.inVain[waitForKnownKey] = !a.accepted()
 	if !a.accepted() && previous != "" && c.dropped == "" {
-		c.dropped = fmt.Sprintf("after the set %s the service did not accept known keys for %.1f s and longer; all later rows suffer from that",
+		c.dropped = fmt.Sprintf("after the set %s the service still did not accept known keys after %.1f s, so later rows may suffer from it",
 			previous, after.Seconds())
 	}
 	return after, a
