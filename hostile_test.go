@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -185,4 +187,29 @@ func TestClientsThatGoAwayLeaveTheQueue(t *testing.T) {
 	if n := strings.Count(p.stderr.String(), "path=/auth status=200"); n > requests/2 {
 		t.Errorf("%d of %d tokens were signed for clients that had gone", n, requests)
 	}
+}
+
+func TestAnHTTP2ConnectionThatIsNotReadIsClosed(t *testing.T) {
+	testTLS() // outside of the bubble
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe() // without a buffer, so that a write waits for a reader
+		listener := &pipeListener{connections: make(chan net.Conn), closed: make(chan struct{})}
+		secure := &tls.Config{Certificates: testTLS().TLS.Certificates, NextProtos: []string{"h2"}}
+		server := newHTTPServer(newServerWithKey(t).routes(), newLogger(t.Output(), false))
+		go server.Serve(tls.NewListener(listener, secure))
+		defer server.Close()
+		listener.connections <- near
+		client := tls.Client(far, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}, MaxVersion: tls.VersionTLS12})
+		ok(t, client.Handshake())
+		const headers, settings, ping, endStream, endHeaders = 1, 4, 6, 1, 4
+		get := "\x82\x87\x84\x01\x09localhost" // HPACK of :method, :scheme, :path, :authority
+		start := time.Now()
+		_, err := io.WriteString(client, http2Preface+frame(settings, 0, 0, "")+frame(headers, endStream|endHeaders, 1, get))
+		for err == nil && time.Since(start) < time.Hour {
+			time.Sleep(time.Second)
+			_, err = io.WriteString(client, frame(ping, 0, 0, "12345678"))
+		}
+		equal(t, "error of a write", err, io.ErrClosedPipe)
+		equal(t, "it is closed within twice the write timeout", time.Since(start) <= 2*writeTimeout, true)
+	})
 }

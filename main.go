@@ -24,7 +24,10 @@ import (
 	"time"
 )
 
-const shutdownTimeout = 10 * time.Second // how long shutdown waits for in-flight requests
+const (
+	shutdownTimeout = 10 * time.Second // how long shutdown waits for in-flight requests
+	writeTimeout    = 15 * time.Second // for a response, and for progress of a write in HTTP/2
+)
 
 func main() {
 	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
@@ -168,14 +171,18 @@ func (c config) announce(logger *slog.Logger, issuer, base string, listeners []n
 // newHTTPServer returns a server with timeouts and size limits. The idle timeout exceeds
 // that of common load balancers, so that the server never closes a connection that a load
 // balancer is about to reuse.
+//
+// In HTTP/2, WriteTimeout ends a response, but not a write to a connection that the client
+// does not read. Such connections would stay in use, and could reach the connection limit.
 func newHTTPServer(h http.Handler, logger *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      15 * time.Second,
+		WriteTimeout:      writeTimeout,
 		IdleTimeout:       620 * time.Second,
 		MaxHeaderBytes:    16 << 10,
+		HTTP2:             &http.HTTP2Config{WriteByteTimeout: writeTimeout},
 		ErrorLog:          log.New(&serverLog{log: logger}, "", 0),
 		ConnState:         newConnectionLimit(maxConnections(), logger).track,
 	}
