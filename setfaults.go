@@ -92,16 +92,18 @@ func findSetFault(name string) (setFault, error) {
 	return setFault{}, badRequest("fault has to be one of %s", strings.Join(names, ", "))
 }
 
-// document returns the JWK Set of keys with the oddity of f.
+// document returns the JWK Set of keys with the oddity of f. Without one it is the text of
+// the good set, because the secret of the fault hs256-jwk is the text of a JWK in it.
 func (f setFault) document(keys []key) *document {
+	if f.change == nil {
+		return jwkSet(keys)
+	}
 	set := oddSet{mediaType: "application/json", members: map[string]any{}}
 	for _, k := range keys {
 		set.keys = append(set.keys, jwkMembers(k))
 		set.public = append(set.public, &k.private.PublicKey)
 	}
-	if f.change != nil {
-		f.change(&set)
-	}
+	f.change(&set)
 	set.members["keys"] = set.keys
 	return newText([]string{set.mediaType}, append(encode(set.members), '\n'))
 }

@@ -60,13 +60,14 @@ var addedKeys = map[string][]map[string]any{
 func TestOddJWKSets(t *testing.T) {
 	s := newTestServer(t)
 	good := s.do("GET", jwksPath, "")
+	tag := good.header.Get("ETag")
 	for _, f := range setFaults {
 		if f.Accept != "new" {
 			continue
 		}
 		t.Run(f.Name, func(t *testing.T) {
 			s.setFault(t, f.Name)
-			w := s.do("GET", jwksPath, "")
+			w := s.do("GET", jwksPath, "", "If-None-Match", tag) // even media-type is another document
 			mediaType := "application/json"
 			if f.Name == "media-type" || f.Name == "odd" {
 				mediaType = "application/jwk-set+json"
@@ -306,6 +307,14 @@ func TestKeysMadeOnDemand(t *testing.T) {
 		}
 		i := slices.Index(kids, any(kid))
 		equal(t, "the place of the new key among the three", i, 1)
+	})
+	t.Run("the set has the text of each good key, which is the secret of hs256-jwk", func(t *testing.T) {
+		s := newServerWithKey(t)
+		_, kid := made(t, s)
+		set := s.do("GET", jwksPath, "").body
+		for _, k := range append(s.store.published(clock()), must(s.tester.madeKey(kid))) {
+			equal(t, "the set has the text of "+k.kid, strings.Contains(set, string(encode(k.jwk()))), true)
+		}
 	})
 	t.Run("a new key signs nothing else, and is never stored", func(t *testing.T) {
 		s := newServerWithKey(t)
