@@ -158,6 +158,17 @@ func (b *badToken) changeTypCase() {
 	}
 }
 
+// changeType makes typ that of a security event token, or of a logout token if all tokens of the
+// server are security event tokens.
+func (b *badToken) changeType() {
+	const securityEvent, logout = "secevent+jwt", "logout+jwt" // RFC 8417, OpenID Connect Back-Channel Logout 1.0
+	if typ := b.header["typ"].(string); strings.EqualFold(typ, securityEvent) {
+		b.header["typ"] = logout
+	} else {
+		b.header["typ"] = securityEvent
+	}
+}
+
 // rewrite sets what rewrites the JSON of header and payload.
 func (b *badToken) rewrite(f func(text []byte) []byte) { b.headerText, b.payloadText = f, f }
 

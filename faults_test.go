@@ -541,6 +541,14 @@ func TestCatalogue(t *testing.T) {
 			equal(t, fault, header[fault], any(want))
 		}
 	})
+	t.Run("the type is that of another kind of JWT, whatever -typ is", func(t *testing.T) {
+		for typ, want := range map[string]string{
+			"JWT": "secevent+jwt", "logout+jwt": "secevent+jwt", "secevent+jwt": "logout+jwt", "SECEVENT+JWT": "logout+jwt",
+		} {
+			header, _ := parts(t, newServerWithKey(t, "-typ", typ).token(t, "?fault=type", ""))
+			equal(t, "typ of the fault, with -typ "+typ, header["typ"], any(want))
+		}
+	})
 	t.Run("the untrusted key and its certificate are generated once", func(t *testing.T) {
 		for _, query := range []string{"?fault=jku", "?expired=key", "?fault=jku"} {
 			equal(t, "kid of "+query, kidOf(t, s.token(t, query, "")), untrusted.kid)

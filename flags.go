@@ -135,8 +135,9 @@ func fileFlag(name *string) func(string) error {
 	}
 }
 
-// typFormat matches a media type without its application/ (RFC 6838 section 4.2).
-var typFormat = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}$`)
+// typFormat matches a media type without its application/ (RFC 6838 section 4.2). It begins with
+// a letter, because the fault header changes the case of typ.
+var typFormat = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9!#$&^_.+-]{0,126}$`)
 
 // parseClaims parses the value of -claims.
 func parseClaims(value string) (map[string]json.RawMessage, error) {

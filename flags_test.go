@@ -94,7 +94,7 @@ func TestInvalidFlagsExitWithStatus2AndLeaveNothingBehind(t *testing.T) {
 		const want = "-issuer %q has a path that clients would change: leave out ., .. and empty segments"
 		rows = append(rows, row{args: []string{"-issuer", issuer}, want: fmt.Sprintf(want, issuer)})
 	}
-	for _, typ := range []string{"", "application/at+jwt", "a b", "é", "+jwt"} {
+	for _, typ := range []string{"", "application/at+jwt", "a b", "é", "+jwt", "1"} {
 		const want = "-typ %q is not a typ: use JWT, or a media type without application/, such as at+jwt"
 		rows = append(rows, row{args: []string{"-typ", typ}, want: fmt.Sprintf(want, typ)})
 	}
