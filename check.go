@@ -254,6 +254,9 @@ func (c *serviceCheck) finish(ctx context.Context) error {
 	case c.tap.err != nil:
 		return c.tap.err
 	case cause != nil:
+		for _, line := range c.details {
+			c.tap.comment("%s", line)
+		}
 		c.tap.bailOut(cause.Error())
 		return errors.New("the check could not go on: its last line says why")
 	}

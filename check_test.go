@@ -555,7 +555,7 @@ func TestCheckBailsOutAndSaysWhatHelps(t *testing.T) {
 	good := "Bail out! good: a good token: "
 	for _, test := range []struct {
 		serviceTest
-		want []string // in the last line
+		want []string // parts of the last line
 	}{
 		{serviceTest{name: "no token is needed", notOK: []string{"no-token"},
 			wrap: func(*checkTest, http.Handler) http.Handler {
@@ -563,19 +563,26 @@ func TestCheckBailsOutAndSaysWhatHelps(t *testing.T) {
 			}},
 			[]string{"Bail out! no-token: http://service.test/hello is not protected, or shows a login page with 200"}},
 		{serviceTest{name: "another audience", notOK: []string{"good"},
-			deviate: func(v *protectedService) { v.claims = func(c jwt.MapClaims) { c["aud"] = "other" } }},
-			[]string{good + "refused with 401", "-issuer", "-audience",
-				"http://issuer.test/.well-known/jwks.json, which was read 1 time since the check began",
-				"typ JWT", `"iss":"http://issuer.test"`, `"aud":"api"`, `WWW-Authenticate: Bearer error="invalid_token"`}},
+			deviate: func(v *protectedService) { v.claims = func(c jwt.MapClaims) { c["aud"] = "other" } },
+			lines: []string{
+				`# the token: typ JWT, claims {"aud":"api",`,
+				`# the response: WWW-Authenticate: Bearer error="invalid_token"`,
+				"# the JWK Set was read 1 time since the check began",
+			}},
+			[]string{good + "refused with 401", "-issuer and -audience", "http://issuer.test/.well-known/jwks.json"}},
 		{serviceTest{name: "keys of an earlier run", notOK: []string{"good"},
-			deviate: func(v *protectedService) { v.limit = -1 }},
-			[]string{good + "refused with 401", "which was not read since the check began", "restart it", "-keys"}},
-		{serviceTest{name: "a role", notOK: []string{"good"}, wrap: fixed(403, "role \"admin\" is #1\nof roles")},
-			[]string{good + "refused with 403", "-claims", "body: role \"admin\" is #1 of roles"}},
-		{serviceTest{name: "another path", notOK: []string{"good"}, wrap: fixed(404, strings.Repeat("x", 300))},
-			[]string{good + "refused with 404", "path", "body: " + strings.Repeat("x", 200)}},
-		{serviceTest{name: "a redirection", notOK: []string{"good"}, wrap: fixed(302, "", "Location", "https://login.test/")},
-			[]string{good + "refused with 302", "redirects are not followed", "Location: https://login.test/"}},
+			deviate: func(v *protectedService) { v.limit = -1 },
+			lines:   []string{"# the JWK Set was not read since the check began; if the service uses keys of an earlier server, restart it, "}},
+			[]string{good + "refused with 401"}},
+		{serviceTest{name: "a role", notOK: []string{"good"}, wrap: fixed(403, "role \"admin\" is #1\nof roles"),
+			lines: []string{"# the body: role \"admin\" is #1 of roles"}},
+			[]string{good + "refused with 403", "-claims"}},
+		{serviceTest{name: "another path", notOK: []string{"good"}, wrap: fixed(404, strings.Repeat("x", 300)),
+			lines: []string{"# the body: " + strings.Repeat("x", 200)}},
+			[]string{good + "refused with 404", "path"}},
+		{serviceTest{name: "a redirection", notOK: []string{"good"}, wrap: fixed(302, "", "Location", "https://login.test/"),
+			lines: []string{"# the response: Location: https://login.test/"}},
+			[]string{good + "refused with 302", "follows no redirects"}},
 		{serviceTest{name: "a crash", notOK: []string{"good"}, wrap: fixed(500, "")},
 			[]string{good + "answered 500", "log"}},
 		{serviceTest{name: "a limit", notOK: []string{"good"}, wrap: fixed(429, "")},
@@ -608,7 +615,7 @@ func listening(t *testing.T, h http.Handler) string {
 func TestCheckStartsAServerIfNothingListens(t *testing.T) {
 	t.Parallel()
 	addr := freeAddress(t)
-	service := &protectedService{issuer: "http://" + addr, client: http.DefaultClient, claims: func(c jwt.MapClaims) { c["aud"] = "other" }}
+	service := &protectedService{issuer: "http://" + addr, client: http.DefaultClient, limit: -1}
 	url := "http://" + listening(t, service)
 	code, stdout, stderr := runHere(t.Context(),
 		withKey(t, "-addr", addr, "-audience", "api", "-claims", `{"roles":["admin"]}`, "-check", url)...)
@@ -618,6 +625,7 @@ func TestCheckStartsAServerIfNothingListens(t *testing.T) {
 		"TAP version 13", "# asking " + url + " with tokens of a server at http://" + addr + ", which was started for this check",
 	})
 	wantLine(t, lines, "not ok - good: refused with 401, and must be accepted")
+	wantLine(t, lines, "# if the service reads keys only when it starts, start jwks-server first, ")
 	for _, want := range []string{`"aud":"api"`, `"roles":["admin"]`, `"iss":"http://` + addr + `"`} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("the output has no claim %s", want)
@@ -640,7 +648,7 @@ func TestCheckUsesTheServerThatRuns(t *testing.T) {
 	equal(t, "exit status", code, 1)
 	wantLine(t, strings.Split(stdout, "\n"), "# asking "+"http://")
 	for _, want := range []string{
-		"flags of tokens and keys have no effect on it", `"aud":"api"`, "stop the server that runs, whose flags count",
+		"flags of tokens and keys have no effect on it", `"aud":"api"`, "restart the server that runs, because its flags count",
 	} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("the check with a server that runs does not say %q: %s", want, stdout)
@@ -761,7 +769,7 @@ func TestProveReadsTheResults(t *testing.T) {
 			deviate: func(v *protectedService) { v.omit, v.limit = []string{"typ"}, 1000 }},
 		{name: "rows that fail, and rows that are skipped", want: []string{"Failed test", "Result: FAIL"},
 			deviate: func(v *protectedService) { v.omit = []string{"exp", "crit"} }},
-		{name: "a bail-out", want: []string{"Bailout called.  Further testing stopped:  good: a good token: refused with 403", `"admin" is #1`},
+		{name: "a bail-out", want: []string{"Bailout called.  Further testing stopped:  good: a good token: refused with 403", `{"roles":["admin"]}`},
 			wrap: fixed(403, "role \"admin\" is #1\nof roles")},
 	} {
 		t.Run(test.name, func(t *testing.T) {

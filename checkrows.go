@@ -121,59 +121,61 @@ func (c *serviceCheck) goodAgain() result {
 }
 
 // goodToken is the row on which all others rest. If the service refuses a good token, the
-// check ends, and says what helps.
+// check ends after this row, with what the service got and answered, and what to do.
 func (c *serviceCheck) goodToken() result {
 	a := c.ask(c.good)
 	if a.accepted() {
 		return passed("%s", a)
 	}
-	c.bail = c.whatHelps(a)
+	c.details = c.describeRefusal(a)
+	c.bail = fmt.Sprintf("a good token: %s: %s", a.brief(), c.advice(a.status))
 	if a.crashed() {
 		return failed(crash, "%s", a)
 	}
 	return failed(strictness, "%s, and must be accepted", a)
 }
 
-// whatHelps returns all that helps to find out why the service did not accept a good token.
-func (c *serviceCheck) whatHelps(a answer) string {
+// describeRefusal returns lines about a good token that the service did not accept: the token,
+// the response, and what is known about the service's reads of the JWK Set.
+func (c *serviceCheck) describeRefusal(a answer) []string {
 	token, err := c.server.token(c.ctx, "")
 	c.must(err)
-	parts := []string{
-		fmt.Sprintf("a good token: %s: %s", a.brief(), c.advice(a.status)),
-		fmt.Sprintf("the token: typ %s, claims %s", token.typ, token.claims),
-	}
+	lines := []string{fmt.Sprintf("the token: typ %s, claims %s", token.typ, token.claims)}
 	for _, name := range []string{"WWW-Authenticate", "Location"} {
 		if value := a.header.Get(name); value != "" {
-			parts = append(parts, name+": "+value)
+			lines = append(lines, "the response: "+name+": "+value)
 		}
 	}
-	if a.body != "" {
-		parts = append(parts, "body: "+strings.TrimSpace(a.body))
+	if body := strings.TrimSpace(a.body); body != "" {
+		lines = append(lines, "the body: "+body)
 	}
-	return strings.Join(parts, " | ")
+	if reads := c.reads().JWKS - c.start.JWKS; reads > 0 {
+		return append(lines, fmt.Sprintf("the JWK Set was read %s since the check began", count(reads, "time")))
+	}
+	lines = append(lines, "the JWK Set was not read since the check began; "+
+		"if the service uses keys of an earlier server, restart it, and let the server keep its keys with -keys")
+	if !c.running {
+		lines = append(lines, "if the service reads keys only when it starts, start jwks-server first, then the service, and then the check")
+	}
+	return lines
 }
 
-// advice says what to change about a service that answered a good token with status.
+// advice says what to do about a service that answered a good token with status.
 func (c *serviceCheck) advice(status int) string {
-	set := c.server.base + jwkSetPath
+	restart := ""
+	if c.running {
+		restart = ", and restart the server that runs, because its flags count"
+	}
 	switch {
 	case status == http.StatusUnauthorized:
-		flags := "-issuer and -audience set them"
-		if c.running {
-			flags = "-issuer and -audience set them: stop the server that runs, whose flags count, and start it with them"
-		}
-		text := "compare iss and aud with what the service expects (" + flags + "), and the URL from which it reads keys with " + set
-		if reads := c.reads().JWKS - c.start.JWKS; reads > 0 {
-			return fmt.Sprintf("%s, which was read %s since the check began", text, count(reads, "time"))
-		}
-		return text + ", which was not read since the check began: if the URL is right, the service may hold the keys of an earlier run, " +
-			"so restart it, and let the server keep its keys with -keys"
+		return "compare its iss and aud with what the service expects (set them with -issuer and -audience" + restart +
+			"), and the URL from which the service reads keys with " + c.server.base + jwkSetPath
 	case status == http.StatusForbidden:
-		return `the service may expect a role or a scope: set it with -claims, as in -claims '{"roles":["admin"]}'`
+		return `the service may require a role or a scope: set it with -claims, such as -claims '{"roles":["admin"]}'` + restart
 	case status == http.StatusNotFound:
-		return "compare the path of -check with those of the service"
+		return "correct the path of -check"
 	case status/100 == 3:
-		return "redirects are not followed: give -check the URL that answers itself"
+		return "the check follows no redirects: give -check a URL that answers with 2xx itself and takes bearer tokens"
 	case status == http.StatusMethodNotAllowed:
 		return "the check sends GET requests: give -check a URL that answers them"
 	case status == http.StatusTooManyRequests:

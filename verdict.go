@@ -32,6 +32,7 @@ type serviceCheck struct {
 	inVain   map[waitKind]bool // whether the last wait of a kind was in vain
 	lockouts int               // tokens in a row after which a good one was not accepted
 	bail     string            // why the check cannot go on after this row
+	details  []string          // lines to print before that
 	dropped  string            // the first set after which the service did not accept known keys
 
 	start         readCounts        // at the start of the check
