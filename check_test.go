@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -452,6 +453,28 @@ func TestCheckFindsTokensThatCrashAService(t *testing.T) {
 		{name: "the service ends and is started again", notOK: []string{"crit"},
 			wrap:  endAtCrit(2 * time.Second),
 			lines: []string{"not ok - crit: the connection was lost: the token ended the service, nothing listened afterwards"}},
+		{name: "the service refuses the token and ends, and is started again", notOK: []string{"crit"},
+			wrap: func(c *checkTest, next http.Handler) http.Handler {
+				return atCrit(func(w http.ResponseWriter, _ *http.Request) {
+					w.WriteHeader(401)
+					w.(http.Flusher).Flush()
+					c.end("service.test:80")
+					time.AfterFunc(2*time.Second, func() { c.serve(c.t, "service.test:80", next) })
+				})(c, next)
+			},
+			lines: []string{"not ok - crit: answered 401: the token ended the service, nothing listened afterwards"}},
+		{name: "the service refuses the token, and hangs once", notOK: []string{"crit"},
+			wrap: func(c *checkTest, next http.Handler) http.Handler {
+				var hang atomic.Bool
+				return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if hang.CompareAndSwap(true, false) {
+						<-r.Context().Done()
+					}
+					hang.Store(hasCrit(r))
+					next.ServeHTTP(w, r)
+				})
+			},
+			lines: []string{"not ok - crit: answered 401: a good token afterwards: no answer within 30 s"}},
 		{name: "unknown keys are an internal error", notOK: []string{"new-key?", "unknown-key", "jku", "unknown-keys"},
 			skipped: needNewKey(),
 			deviate: func(v *protectedService) {

@@ -185,24 +185,35 @@ type answer struct {
 	lost   string // why there was no response; otherwise empty
 	err    error  // its cause
 	gone   bool   // nothing listened
-	ended  bool   // nothing listened afterwards
+	damage string // what a good token afterwards showed, if it got no answer; otherwise empty
 	void   string // why the answer is no verdict; otherwise empty
 }
 
 func (a answer) accepted() bool { return a.void == "" && a.status/100 == 2 }
 func (a answer) refused() bool {
-	return a.void == "" && !a.ended && a.lost == "" && (a.status/100 == 3 || a.status/100 == 4)
+	return a.void == "" && a.damage == "" && a.lost == "" && (a.status/100 == 3 || a.status/100 == 4)
 }
 func (a answer) crashed() bool { return a.void == "" && !a.accepted() && !a.refused() }
 
-// busy reports whether the service asked for patience.
+// withLoss returns a, after which a good token was lost, as a crash.
+func (a answer) withLoss(after answer) answer {
+	switch {
+	case after.gone:
+		a.damage = "the token ended the service, nothing listened afterwards"
+	case a.lost == "":
+		a.damage = "a good token afterwards: " + after.lost
+	}
+	return a
+}
+
+// busy reports whether the service asked to be asked again later.
 func (a answer) busy() bool {
 	return a.status == http.StatusTooManyRequests || a.status == http.StatusServiceUnavailable
 }
 
-// String says what happened, and that it is no refusal if that is not plain.
+// String says what happened. It adds that a status such as 500 is no refusal.
 func (a answer) String() string {
-	if a.crashed() && a.lost == "" && !a.ended {
+	if a.crashed() && a.lost == "" && a.damage == "" {
 		return a.brief() + ", which is no refusal"
 	}
 	return a.brief()
@@ -212,10 +223,10 @@ func (a answer) brief() string {
 	switch {
 	case a.void != "":
 		return a.void
-	case a.ended && a.lost == "":
-		return fmt.Sprintf("answered %d, and ended the service: nothing listened afterwards", a.status)
-	case a.ended:
-		return a.lost + ": the token ended the service, nothing listened afterwards"
+	case a.damage != "" && a.lost == "":
+		return fmt.Sprintf("answered %d: %s", a.status, a.damage)
+	case a.damage != "":
+		return a.lost + ": " + a.damage
 	case a.lost != "":
 		return a.lost
 	case a.accepted():

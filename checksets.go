@@ -244,7 +244,8 @@ func (c *serviceCheck) unknownKeys() result {
 		good = c.ask(c.good)
 	}
 	if good.lost != "" {
-		return failed(crash, "%s; afterwards: %s", text, c.surviveLoss(good, good))
+		c.awaitService(good)
+		return failed(crash, "%s; a good token afterwards: %s", text, good)
 	}
 	if !good.accepted() {
 		c.goodAccepted()

@@ -163,54 +163,57 @@ func (c *serviceCheck) askWithin(q question, limit time.Duration) answer {
 }
 
 // judge asks q, and a good token after one that was not accepted. If the service refuses that
-// one, it has locked the caller out, and the answer to q is void: judge waits until a good
-// token is accepted and asks q once more.
+// one, it has locked the caller out: judge waits until a good token is accepted and asks q once
+// more. After another lockout, the answer is void.
 func (c *serviceCheck) judge(q question) answer {
-	a := c.ask(q)
-	if a.void != "" || a.accepted() {
+	a, lockout := c.judgeOnce(q)
+	if lockout == nil {
 		return a
 	}
-	after := c.ask(c.good)
-	if after.lost != "" {
-		return c.surviveLoss(a, after)
-	}
-	if after.accepted() {
-		c.lockouts = 0
-		return a
-	}
+	first := c.lockouts == 0
 	c.lockouts++
 	reopened := c.lockouts <= maxLockouts && c.goodAccepted()
-	if a.crashed() && c.lockouts == 1 { // good tokens were accepted before it
+	if a.crashed() && first { // good tokens were accepted before it
 		return a
 	}
 	if reopened {
-		if a = c.ask(q); a.void != "" || a.accepted() {
-			return a
-		}
-		if after = c.ask(c.good); after.accepted() {
-			c.lockouts = 0
+		if a, lockout = c.judgeOnce(q); lockout == nil {
 			return a
 		}
 	}
-	a.void = fmt.Sprintf("the service locked the caller out: a good token afterwards: %s", after.brief())
+	a.void = fmt.Sprintf("the service locked the caller out: a good token afterwards: %s", lockout.brief())
 	return a
 }
 
-// surviveLoss returns a, the answer after which a good token got none, as a crash. It waits
-// until the service answers again; if it does not, the check ends after this row.
-func (c *serviceCheck) surviveLoss(a, after answer) answer {
-	a.ended = after.gone
-	if a.lost == "" && !a.ended {
-		a.lost = "a good token got none afterwards: " + after.lost
+// judgeOnce asks q, and a good token after one that was not accepted. lockout is the answer to
+// the good token if it was not accepted, and otherwise nil.
+func (c *serviceCheck) judgeOnce(q question) (a answer, lockout *answer) {
+	a = c.ask(q)
+	if a.void != "" || a.accepted() {
+		return a, nil
 	}
+	after := c.ask(c.good)
+	switch {
+	case after.accepted():
+		c.lockouts = 0
+		return a, nil
+	case after.lost != "":
+		c.awaitService(after)
+		return a.withLoss(after), nil
+	}
+	return a, &after
+}
+
+// awaitService waits until the service answers again, after lost. If it does not, the check
+// ends after this row.
+func (c *serviceCheck) awaitService(lost answer) {
 	for range c.attempts(c.wait) {
-		if again := c.request(c.good, c.wait); again.lost == "" {
+		if c.request(c.good, c.wait).lost == "" {
 			c.goodAccepted()
-			return a
+			return
 		}
 	}
-	c.endIfLost(after)
-	return a
+	c.endIfLost(lost)
 }
 
 // endIfLost ends the check after this row if a is the last of many answers that were none.
