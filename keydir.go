@@ -261,9 +261,11 @@ type comparison struct {
 // a listing incomplete. A kid has one expiry: that of the key in memory, or else that of
 // its first file, even if that file has expired.
 func compare(keys []key, stored []string, revoked map[string]bool, now time.Time) (c comparison) {
-	firstByKid := map[string]string{}
+	inMemory := map[string]bool{}     // by name
+	firstByKid := map[string]string{} // the name that gives a kid its expiry
 	for _, k := range keys {
-		firstByKid[k.kid] = k.name()
+		name := k.name()
+		inMemory[name], firstByKid[k.kid] = true, name
 		switch {
 		case revoked[k.kid]:
 			c.revoked = append(c.revoked, k)
@@ -271,24 +273,21 @@ func compare(keys []key, stored []string, revoked map[string]bool, now time.Time
 			c.expired = append(c.expired, k)
 		default:
 			c.kept = append(c.kept, k)
-			if !slices.Contains(stored, k.name()) {
+			if !slices.Contains(stored, name) {
 				c.missing = append(c.missing, k)
 			}
 		}
 	}
 	for _, name := range stored {
 		expires, kid, ok := parseName(name)
-		if !ok {
-			c.unknown = append(c.unknown, name) // misnamed: loading it says so
-			continue
-		}
-		first, seen := firstByKid[kid]
-		if !seen {
+		if ok && firstByKid[kid] == "" {
 			firstByKid[kid] = name
 		}
 		switch {
-		case revoked[kid], !now.Before(expires), first == name:
-		case seen:
+		case !ok:
+			c.unknown = append(c.unknown, name) // misnamed: loading it says so
+		case inMemory[name], revoked[kid], !now.Before(expires): // nothing to load
+		case name != firstByKid[kid]:
 			c.duplicates = append(c.duplicates, name)
 		default:
 			c.unknown = append(c.unknown, name)
