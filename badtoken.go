@@ -24,7 +24,7 @@ import (
 
 const anotherAudience = "https://another-audience.invalid"
 
-// A badToken is a draft with a fault. It is signed over the very text that is sent.
+// A badToken is a draft with a fault. Its signature covers the very text that is sent.
 type badToken struct {
 	*draft
 	untrusted untrustedKey // set only for faults that need it
@@ -74,10 +74,10 @@ func (b *badToken) signWith(method jwt.SigningMethod, signer any) {
 	b.method, b.signer, b.header["alg"] = method, signer, method.Alg()
 }
 
-// signUntrusted lets the untrusted key sign.
+// signUntrusted makes the untrusted key sign.
 func (b *badToken) signUntrusted() { b.signer = b.untrusted.private }
 
-// hs256 signs with HS256 and a secret that a verifier could know.
+// hs256 returns a function that signs with HS256 and a secret that anyone can know.
 func hs256(secret func(signing key) []byte) func(*badToken) {
 	return func(b *badToken) { b.signWith(jwt.SigningMethodHS256, secret(b.key)) }
 }
@@ -106,7 +106,7 @@ func randomKid() string {
 	return encodePart(b)
 }
 
-// assembled returns a function that replaces the parts of a signed token by others.
+// assembled returns a function that sets assemble.
 func assembled(assemble func(parts []string) string) func(*badToken) {
 	return func(b *badToken) { b.assemble = assemble }
 }
@@ -137,7 +137,7 @@ func (b *badToken) changeSubject() {
 	}
 }
 
-// otherSubject returns a sub that is not that of the token.
+// otherSubject returns a sub that differs from that of the token.
 func (b *badToken) otherSubject() string {
 	var sub any = "nobody"
 	if b.claims["sub"] != nil {
@@ -146,7 +146,8 @@ func (b *badToken) otherSubject() string {
 	return fmt.Sprintf("not-%v", sub)
 }
 
-// changeTypCase changes the case of typ after the token is signed. Media types have none.
+// changeTypCase changes the case of typ after the token is signed. Media types are
+// case-insensitive, so that only the signature is wrong.
 func (b *badToken) changeTypCase() {
 	b.assemble = func(parts []string) string {
 		typ := fmt.Sprint(b.header["typ"])
@@ -169,7 +170,7 @@ func (b *badToken) changeType() {
 	}
 }
 
-// rewrite sets what rewrites the JSON of header and payload.
+// rewrite makes f rewrite the JSON of header and payload.
 func (b *badToken) rewrite(f func(text []byte) []byte) { b.headerText, b.payloadText = f, f }
 
 // replacePayload returns a function that replaces the payload by a text without exp.
@@ -179,7 +180,7 @@ func replacePayload(text string) func(*badToken) {
 	}
 }
 
-// keepPadding lets header and payload keep the padding of base64, and makes sure that there is one.
+// keepPadding encodes header and payload in base64 with padding, and makes sure that both need it.
 func (b *badToken) keepPadding() {
 	b.encoding = base64.URLEncoding
 	b.rewrite(func(text []byte) []byte {

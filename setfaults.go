@@ -17,16 +17,16 @@ const (
 	slowClients = 15 * time.Second // time to read the response of slow, or of huge
 )
 
-// A setFault is an oddity or a defect of the JWK Set. An odd set is legal and has all good
-// keys, a broken one has none or comes too late.
+// A setFault is an oddity or a defect of the JWK Set. An odd set is legal, and has all
+// good keys. A broken one has none of them, comes too late, or is too large.
 type setFault struct {
 	Name   string `json:"fault"`
-	Accept string `json:"accept"` // whose tokens to accept: of keys first met in the set (new), or known before (known)
+	Accept string `json:"accept"` // tokens to accept: of keys that are first seen in this set (new), or of keys known before (known)
 	Why    string `json:"why"`
 	See    string `json:"see"`
 
-	change  func(*oddSet)                                             // of an odd set
-	respond func(http.ResponseWriter, *http.Request, *document) error // of a broken set, to be given the good one
+	change  func(*oddSet)                                             // makes the set odd
+	respond func(http.ResponseWriter, *http.Request, *document) error // to a read of a broken set; is given the good set
 }
 
 // setFaults is the catalogue.
@@ -45,13 +45,13 @@ var setFaults = []setFault{
 		Why: "the set and its keys have members that no verifier knows, and keys have x5t", change: (*oddSet).addMembers},
 	{Name: "same-kid", Accept: "new", Why: "before each key comes an EC key with its kid", See: "RFC 7517 section 4.5",
 		change: (*oddSet).putSameKidBeforeEach},
-	{Name: "no-alg", Accept: "new", Why: "keys have neither alg nor use, as those of Entra ID have no alg", See: "RFC 7517 section 4.4",
+	{Name: "no-alg", Accept: "new", Why: "keys have neither alg nor use (those of Entra ID have no alg)", See: "RFC 7517 section 4.4",
 		change: (*oddSet).removeAlg},
-	{Name: "reversed", Accept: "new", Why: "keys come in the opposite order: the one that signs comes last", See: "RFC 7517 section 5.1",
+	{Name: "reversed", Accept: "new", Why: "keys come in the opposite order, so that the key that signs comes last", See: "RFC 7517 section 5.1",
 		change: (*oddSet).reverse},
 	{Name: "media-type", Accept: "new", Why: "the Content-Type is application/jwk-set+json", See: "RFC 7517 section 8.5.2",
 		change: (*oddSet).setMediaType},
-	{Name: "odd", Accept: "new", Why: "all of the above at once", See: "RFC 7517 section 5",
+	{Name: "odd", Accept: "new", Why: "the set has the oddities of all other legal sets at once", See: "RFC 7517 section 5",
 		change: (*oddSet).changeAll},
 	{Name: "error", Accept: "known", Why: "the response is 500", See: "RFC 9110 section 15.6.1",
 		respond: failing(http.StatusInternalServerError, "server_error")},
@@ -59,19 +59,19 @@ var setFaults = []setFault{
 		respond: failing(http.StatusServiceUnavailable, "temporarily_unavailable")},
 	{Name: "not-found", Accept: "known", Why: "the response is 404", See: "RFC 9110 section 15.5.5",
 		respond: failing(http.StatusNotFound, "not_found")},
-	{Name: "html", Accept: "known", Why: "the response is 200 with an HTML page, as of a captive portal", See: "RFC 9110 section 8.3",
+	{Name: "html", Accept: "known", Why: "the response is 200 with an HTML page, as a captive portal sends it", See: "RFC 9110 section 8.3",
 		respond: responding("text/html; charset=utf-8", "<!DOCTYPE html>\n<title>Sign in</title>\n<p>Sign in to use this network.\n")},
 	{Name: "empty", Accept: "known", Why: "the set has no keys", See: "RFC 7517 section 5.1",
 		respond: responding("application/json", `{"keys":[]}`)},
-	{Name: "no-keys", Accept: "known", Why: "the set has no member keys", See: "RFC 7517 section 5.1",
+	{Name: "no-keys", Accept: "known", Why: "the response is {}, a set without the member keys", See: "RFC 7517 section 5.1",
 		respond: responding("application/json", `{}`)},
 	{Name: "cut", Accept: "known", Why: "the response is the first half of the JSON", See: "RFC 8259 section 2",
 		respond: func(w http.ResponseWriter, r *http.Request, good *document) error {
 			return responding("application/json", string(good.body[:len(good.body)/2]))(w, r, nil)
 		}},
 	{Name: "slow", Accept: "known", Why: "the response begins after 20 s", See: "RFC 9111 section 4.2.4", respond: respondSlowly},
-	{Name: "huge", Accept: "known", Why: "16 MiB come before the keys", See: "RFC 9110 section 17.5", respond: respondHugely},
-	{Name: "redirect", Accept: "known", Why: "the response is a redirection to itself", See: "RFC 9110 section 15.4",
+	{Name: "huge", Accept: "known", Why: "16 MiB of other data come before the keys", See: "RFC 9110 section 17.5", respond: respondHugely},
+	{Name: "redirect", Accept: "known", Why: "the response is a redirection to the same URL", See: "RFC 9110 section 15.4",
 		respond: func(w http.ResponseWriter, r *http.Request, _ *document) error {
 			w.Header().Set("Cache-Control", "no-store")
 			w.Header().Set("Location", r.URL.EscapedPath())
@@ -92,8 +92,8 @@ func findSetFault(name string) (setFault, error) {
 	return setFault{}, badRequest("fault has to be one of %s", strings.Join(names, ", "))
 }
 
-// document returns the JWK Set of keys with the oddity of f. Without one it is the text of
-// the good set, because the secret of the fault hs256-jwk is the text of a JWK in it.
+// document returns the JWK Set of keys, made odd by f. Without a change it is the text of the
+// good set, because the secret of the fault hs256-jwk is the text of a JWK in it.
 func (f setFault) document(keys []key) *document {
 	if f.change == nil {
 		return jwkSet(keys)
@@ -114,7 +114,7 @@ func jwkMembers(k key) map[string]any {
 	return map[string]any{"kty": j.Kty, "use": j.Use, "alg": j.Alg, "kid": j.Kid, "n": j.N, "e": j.E}
 }
 
-// An oddSet is a JWK Set on its way to an oddity.
+// An oddSet is a JWK Set under construction.
 type oddSet struct {
 	members   map[string]any // besides keys
 	keys      []map[string]any
