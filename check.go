@@ -13,16 +13,16 @@ import (
 	"time"
 )
 
-const undoLimit = 3 * time.Second // how long the check tries to make the JWK Set good again at its end
+const undoLimit = 3 * time.Second // how long the check tries at its end to make the JWK Set good again
 
 // A starter runs a server until ctx is canceled. It calls ready with the server's base URL
 // once it serves.
 type starter func(ctx context.Context, c config, stderr io.Writer, ready func(base string)) error
 
 // runCheck tests the service at -check with tokens of the server at -addr, and prints what
-// the service does as TAP. If nothing listens at -addr, it starts a server there for the time
-// of the check. It uses the server's public requests only, so that what it does, a user's own
-// test can do.
+// the results as TAP. If nothing listens at -addr, it starts a server there for the duration of
+// the check. It uses only documented requests of the server, so that users' own tests can do
+// all that the check does.
 //
 // The error says that the service failed, or why it could not be checked.
 func runCheck(ctx context.Context, c config, stdout, stderr io.Writer, start starter) error {
@@ -41,7 +41,7 @@ func runCheck(ctx context.Context, c config, stdout, stderr io.Writer, start sta
 	return checkService(ctx, c, serverClient{base: base, http: client}, running, stdout)
 }
 
-// checkService is runCheck with a server that serves.
+// checkService is runCheck for a server that already serves.
 func checkService(ctx context.Context, c config, server serverClient, running bool, stdout io.Writer) (err error) {
 	checking, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -50,12 +50,12 @@ func checkService(ctx context.Context, c config, server serverClient, running bo
 		tap: tap{out: stdout}, wait: c.checkWait, running: running, inVain: map[waitKind]bool{}, answers: map[string]answer{},
 	}
 	if a := k.service.ask(checking, "", answerLimit); a.gone {
-		return fmt.Errorf("cannot reach the service at %s: start it first, and compare host and port of -check: %w", c.service, a.err)
+		return fmt.Errorf("cannot reach the service at %s: start it first, or correct the host and port of -check: %w", c.service, a.err)
 	}
 	defer func() { err = errors.Join(err, undo(ctx, server)) }()
 	k.tap.line("TAP version 13")
 	if running {
-		k.tap.comment("asking %s with tokens of the server that runs at %s; flags of tokens and keys have no effect on it",
+		k.tap.comment("asking %s with tokens of the server that runs at %s; flags of this command for tokens and keys have no effect on it",
 			c.service, server.base)
 	} else {
 		k.tap.comment("asking %s with tokens of a server at %s, which was started for this check", c.service, server.base)
@@ -69,7 +69,7 @@ func undo(ctx context.Context, server serverClient) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
 	defer cancel()
 	var dial *net.OpError
-	if err := server.setFault(ctx, ""); err != nil && !(errors.As(err, &dial) && dial.Op == "dial") { // it has ended
+	if err := server.setFault(ctx, ""); err != nil && !(errors.As(err, &dial) && dial.Op == "dial") { // the server has ended
 		return fmt.Errorf("cannot make the JWK Set good again, so restart the server at %s: %w", server.base, err)
 	}
 	return nil
@@ -99,7 +99,7 @@ func findServer(ctx context.Context, c config, client *http.Client) (base string
 		return base, true, nil
 	}
 	if _, body, _ := server.send(ctx, "GET", "/"); string(body) == "JWKS Server Running!" {
-		return "", false, fmt.Errorf("the jwks-server at %s has no bad tokens, because it runs with -clients or is an old one: "+
+		return "", false, fmt.Errorf("the jwks-server at %s issues no bad tokens, because it runs with -clients or is an old version: "+
 			"choose another -addr, where the check starts a server of its own", c.addr)
 	}
 	return "", false, fmt.Errorf("what listens at -addr %s is not a jwks-server: stop it, or choose another -addr", c.addr)
@@ -124,7 +124,7 @@ func startServer(ctx context.Context, c config, stderr io.Writer, start starter)
 		cancel()
 		select {
 		case <-ended:
-		case <-time.After(time.Second): // requests of the service may take longer, and do not matter any more
+		case <-time.After(time.Second): // requests of the service may still be in flight, and no longer matter
 		}
 	}
 	select {
@@ -176,10 +176,10 @@ func (c *serviceCheck) run() {
 	c.explainNewKey()
 	c.row("known-reads", "should", c.knownReads)
 	c.row("scheme-case", "should", func() result {
-		return verdict(c.judge(c.token("bearer", "")), "never", "a scheme has no case (RFC 9110 section 11.1)")
+		return verdict(c.judge(c.token("bearer", "")), "never", "the name of a scheme is case-insensitive (RFC 9110 section 11.1)")
 	})
 	c.row("basic", "must", func() result {
-		return verdict(c.judge(c.token("Basic", "")), "must", "the scheme of the good token is Basic (RFC 6750 section 2.1)")
+		return verdict(c.judge(c.token("Basic", "")), "must", "the token was sent with the scheme Basic instead of Bearer (RFC 6750 section 2.1)")
 	})
 	for _, f := range faults {
 		c.row(f.Fault, f.Refuse, func() result {
@@ -198,7 +198,8 @@ func (c *serviceCheck) run() {
 	c.row("removed-key", "may", c.needsNewKey(c.removedKey))
 }
 
-// runSets prints the rows of JWK Sets. What odd is made of is tried only if odd fails.
+// runSets prints the rows of JWK Sets. The set odd has the oddities of all other odd sets, which
+// are tried one by one only if odd is not ok.
 func (c *serviceCheck) runSets(sets []catalogueEntry) {
 	whole := result{status: "ok"}
 	for _, set := range sets {
@@ -229,24 +230,27 @@ func (c *serviceCheck) needsNewKey(test func() result) func() result {
 	return test
 }
 
-// explainNewKey says why the new key was not accepted, and what would try what is skipped then.
+// explainNewKey prints why the new key was not accepted, and with which flag the check could try
+// the rows that are skipped because of that.
 func (c *serviceCheck) explainNewKey() {
 	t := c.before
 	switch {
 	case c.stopped(), t.answer.void != "", t.answer.accepted():
 	case t.reads > 0:
-		c.tap.comment("the service read the JWK Set after the new key was in it, and did not accept the key all the same")
+		c.tap.comment("new-key: the service read the JWK Set after the new key was published, and still did not accept its tokens")
 	case c.readsBefore > 0:
-		c.tap.comment("the service read the JWK Set before the new key was in it and not again, so it waits between reads; "+
-			"a longer -check-wait tries what is skipped below, in up to %d times that", c.brokenSets+5)
+		c.tap.comment("new-key: the service read the JWK Set before the new key was published, and not again in the %s after that: it waits "+
+			"between reads; with a longer -check-wait the rows that are skipped below can be tried, and the check takes up to %d times as long as that",
+			seconds(c.wait), c.brokenSets+5)
 	default:
-		c.tap.comment("the service has not read the JWK Set since the check began, so it reads at its start or by a clock, "+
-			"at its latest after the set's max-age (%s); a server with -publish-ahead 1m makes that 2 s",
-			cmp.Or(c.server.cacheControl(c.ctx), "it has none"))
+		c.tap.comment("new-key: the service has not read the JWK Set since the check began: it reads it only when it starts, or at intervals; "+
+			"if these follow the Cache-Control of the JWK Set (%s), a server with -publish-ahead 1m shortens them to 2 s",
+			cmp.Or(c.server.cacheControl(c.ctx), "none"))
 	}
 }
 
-// finish prints what comes after the rows. The error says how the check ended.
+// finish prints what follows the rows: the summary, or why the check could not go on. The error
+// says how the check ended.
 func (c *serviceCheck) finish(ctx context.Context) error {
 	switch cause := context.Cause(c.ctx); {
 	case ctx.Err() != nil:
@@ -267,7 +271,7 @@ func (c *serviceCheck) finish(ctx context.Context) error {
 	return nil
 }
 
-// measurements returns what the summary says about times.
+// measurements returns the lines of the summary about times.
 func (c *serviceCheck) measurements() (lines []string) {
 	if c.dropped != "" {
 		lines = append(lines, c.dropped)

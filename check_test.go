@@ -135,7 +135,7 @@ func TestCheckOfACorrectService(t *testing.T) {
 			"ok - sets/slow: a known key: accepted with 200 in 0.0 s during the read, accepted with 200 in 0.0 s after it",
 			"ok - removed-key: accepted for 10.0 s and longer, with 0 reads of the JWK Set, which is allowed",
 			"# a new key was accepted after 0.0 s",
-			"# a removed key was accepted for 10.0 s and longer",
+			"# a removed key was still accepted after 10.0 s",
 		} {
 			wantLine(t, lines, want)
 		}
@@ -257,7 +257,7 @@ func TestCheckFindsHoles(t *testing.T) {
 			deviate: func(v *protectedService) { v.omit = []string{"alg"} },
 			lines: []string{
 				"ok - sets/no-alg-alg # SKIP the token alg is accepted whatever the set says",
-				"# failed: alg; not tried: 1, of them must: sets/no-alg-alg",
+				"# failed: alg; not tried: 1, of which must hold: sets/no-alg-alg",
 			}},
 		{name: "the alg of the token is taken where the key has none", notOK: []string{"sets/no-alg-alg"},
 			deviate: func(v *protectedService) { v.methods = []string{"RS256", "RS512"} }},
@@ -289,7 +289,7 @@ func TestCheckFindsHoles(t *testing.T) {
 			lines: []string{
 				"not ok - lookups: the service read the jku of tokens 1 time and the x5u 0 times: anyone can make it send requests",
 				"# accepted, and must be refused: jku",
-				"# should be otherwise: lookups",
+				"# other deviations: lookups",
 			}},
 		{name: "Basic is as good as Bearer", notOK: []string{"basic"},
 			wrap: func(_ *checkTest, next http.Handler) http.Handler {
@@ -382,19 +382,19 @@ func TestCheckFindsHowAServiceReadsKeys(t *testing.T) {
 			deviate: func(v *protectedService) { v.firstKey = true },
 			lines: []string{
 				"not ok - new-key: refused with 401 for 3.5 s, with ", // given up 3 s after the first read
-				"# the service read the JWK Set after the new key was in it, and did not accept the key all the same",
+				"# new-key: the service read the JWK Set after the new key was published, and still did not accept its tokens",
 			}},
 		{name: "the JWK Set is read at the start only", notOK: []string{"new-key?"}, skipped: needNewKey(),
 			deviate: func(v *protectedService) { v.update(); v.limit = -1 },
 			lines: []string{
 				"not ok - new-key: refused with 401 for 10.0 s, with 0 reads of the JWK Set # TODO ",
-				"# the service has not read the JWK Set since the check began, so it reads at its start or by a clock, " +
-					"at its latest after the set's max-age (public, max-age=1)",
+				"# new-key: the service has not read the JWK Set since the check began: it reads it only when it starts, or at intervals; " +
+					"if these follow the Cache-Control of the JWK Set (public, max-age=1)",
 				"ok - unknown-keys: 20 tokens of unknown keys cost 0 reads of the JWK Set: 20 refused with 401",
 			}},
 		{name: "the JWK Set is read every 30 s at most", notOK: []string{"new-key?"}, skipped: needNewKey(),
 			deviate: func(v *protectedService) { v.limit, v.refill = 1, 30*time.Second },
-			lines:   []string{"# the service read the JWK Set before the new key was in it and not again, so it waits between reads"}},
+			lines:   []string{"# new-key: the service read the JWK Set before the new key was published, and not again in the 10 s after that"}},
 		{name: "the JWK Set is read every 30 s at most, and the check waits longer", wait: 35 * time.Second,
 			deviate: func(v *protectedService) { v.limit, v.refill = 1, 30*time.Second }},
 		{name: "the JWK Set is read nine times and never again", notOK: []string{"new-key-after?"},
@@ -408,7 +408,7 @@ func TestCheckFindsHowAServiceReadsKeys(t *testing.T) {
 			deviate: func(v *protectedService) { v.limit = 1000 },
 			lines: []string{
 				"not ok - unknown-keys: 20 tokens of unknown keys cost 20 reads of the JWK Set: 20 refused with 401 # TODO ",
-				"# should be otherwise: unknown-keys",
+				"# other deviations: unknown-keys",
 			}},
 		{name: "the JWK Set is read for each token", notOK: []string{"known-reads?", "unknown-keys?"},
 			deviate: func(v *protectedService) { v.readAll = true },
@@ -514,7 +514,7 @@ func TestCheckTakesNoLimitForARefusal(t *testing.T) {
 			wrap: atCrit(func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Retry-After", "2"); w.WriteHeader(429) }),
 			lines: []string{
 				"ok - crit # SKIP answered 429, which is no verdict",
-				"# nothing that was tried failed; not tried: 1, of them must: crit",
+				"# nothing that was tried failed; not tried: 1, of which must hold: crit",
 			}},
 	} {
 		test.faults = fewFaults
@@ -671,7 +671,7 @@ func TestCheckUsesTheServerThatRuns(t *testing.T) {
 	equal(t, "exit status", code, 1)
 	wantLine(t, strings.Split(stdout, "\n"), "# asking "+"http://")
 	for _, want := range []string{
-		"flags of tokens and keys have no effect on it", `"aud":"api"`, "restart the server that runs, because its flags count",
+		"flags of this command for tokens and keys have no effect on it", `"aud":"api"`, "restart the server that runs, because its flags count",
 	} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("the check with a server that runs does not say %q: %s", want, stdout)
@@ -694,11 +694,11 @@ func TestCheckSaysWhyItCannotBegin(t *testing.T) {
 		want string
 	}{
 		{"the service cannot be reached", []string{"-addr", plain.addr(), "-check", "http://" + nothing + "/hello"},
-			"cannot reach the service at http://" + nothing + "/hello: start it first, and compare host and port of -check: "},
+			"cannot reach the service at http://" + nothing + "/hello: start it first, or correct the host and port of -check: "},
 		{"another program is at -addr", []string{"-addr", listening(t, http.NotFoundHandler()), "-check", service},
 			"is not a jwks-server: stop it, or choose another -addr"},
 		{"the server runs with -clients", []string{"-addr", closed.addr(), "-check", service},
-			"has no bad tokens, because it runs with -clients"},
+			"issues no bad tokens, because it runs with -clients"},
 		{"the server speaks https", []string{"-addr", secure.addr(), "-check", service},
 			"speaks https: give -tls-cert and -tls-key as well"},
 		{"the server speaks http", append(tlsFlags(t), "-addr", plain.addr(), "-check", service),

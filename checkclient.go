@@ -177,7 +177,7 @@ type serviceClient struct {
 	http *http.Client
 }
 
-// An answer is what the service said to a token.
+// An answer is the response of the service to a token, or why there was none.
 type answer struct {
 	status int
 	header http.Header
@@ -250,8 +250,8 @@ func (a answer) retryAfter() time.Duration {
 	return max(0, min(wait, maxRetryWait))
 }
 
-// ask asks the service with an Authorization header, or without one if it is empty. The
-// answer is there as soon as the status line is, because a body may never end.
+// ask sends a request with an Authorization header, or without one if it is empty. It does not
+// wait for the end of the body, because a body may never end.
 func (s serviceClient) ask(ctx context.Context, authorization string, limit time.Duration) answer {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -269,7 +269,7 @@ func (s serviceClient) ask(ctx context.Context, authorization string, limit time
 	defer response.Body.Close()
 	a := answer{status: response.StatusCode, header: response.Header}
 	if !a.accepted() {
-		time.AfterFunc(time.Second, cancel) // the body may be a stream
+		time.AfterFunc(time.Second, cancel) // the body may never end
 		body, _ := io.ReadAll(io.LimitReader(response.Body, 4*bodyLimit))
 		runes := bytes.Runes(body)
 		a.body = string(runes[:min(len(runes), bodyLimit)])

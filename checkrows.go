@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// verdict returns the result of a row about a token that a service must, should, may or never refuse.
+// verdict returns the result of a row about a token that a service must, should, may or must never
+// refuse.
 func verdict(a answer, refuse, why string) result {
 	switch {
 	case a.void != "":
@@ -54,7 +55,7 @@ func (c *serviceCheck) challengeExpired() result {
 	if !a.refused() {
 		return skipped("expired was not refused")
 	}
-	return challengeResult(a, invalidToken, `error="invalid_token"`, "RFC 6750 section 3.1: clients then know that they need another token")
+	return challengeResult(a, invalidToken, `error="invalid_token"`, "RFC 6750 section 3.1: it tells clients that they need another token")
 }
 
 func challengeResult(a answer, want *regexp.Regexp, name, why string) result {
@@ -72,7 +73,7 @@ func challengeResult(a answer, want *regexp.Regexp, name, why string) result {
 func (c *serviceCheck) newKeyBefore() result {
 	c.readsBefore = c.reads().JWKS - c.start.JWKS
 	c.before = c.tryNewKey(c.wait, c.judge)
-	return c.before.result("verifiers should look for keys that they do not know in the JWK Set")
+	return c.before.result("a verifier should read the JWK Set again when it meets an unknown key")
 }
 
 func (c *serviceCheck) knownReads() result {
@@ -86,7 +87,7 @@ func (c *serviceCheck) knownReads() result {
 	reads := c.reads().JWKS - before
 	text := fmt.Sprintf("%d good tokens cost %s of the JWK Set", tokens, count(reads, "read"))
 	if reads > allowed {
-		return advised(otherwise, text, fmt.Sprintf("they should cost %d at most: each request depends on the issuer", allowed))
+		return advised(otherwise, text, fmt.Sprintf("they should cost %d reads at most: otherwise each request depends on the issuer", allowed))
 	}
 	return passed("%s", text)
 }

@@ -19,8 +19,8 @@ const (
 	unusableSet = "known keys should be accepted while the JWK Set is unusable: "
 )
 
-// oddSet is the row of a legal JWK Set of unusual make: a new key in it is accepted, and a
-// known one still is.
+// oddSet is the row of a legal but unusual JWK Set. The service should accept a new key in it, and
+// known keys as before.
 func (c *serviceCheck) oddSet(set catalogueEntry) result {
 	if r, ok := c.prepareSet(); !ok {
 		return r
@@ -70,8 +70,8 @@ func (c *serviceCheck) algWithoutAlg() result {
 	return r
 }
 
-// brokenSet is the row of a JWK Set that cannot be used. The service is made to read it by
-// tokens of unknown keys. It refuses them, and accepts known keys during the read and after it.
+// brokenSet is the row of an unusable JWK Set. Tokens of unknown keys make the service read it.
+// The service must refuse them, and should accept known keys during the read and after it.
 func (c *serviceCheck) brokenSet(set catalogueEntry) result {
 	if r, ok := c.prepareSet(); !ok {
 		return r
@@ -83,7 +83,7 @@ func (c *serviceCheck) brokenSet(set catalogueEntry) result {
 		return unread(limit)
 	}
 	during, duringTook := c.timed(c.good)
-	unknown := <-p.answer // a late one must not fall into the next row
+	unknown := <-p.answer // a late answer must not overlap with the next row
 	if unknown.busy() {
 		unknown = c.ask(c.fault("unknown-key"))
 	}
@@ -109,7 +109,7 @@ func (c *serviceCheck) brokenSet(set catalogueEntry) result {
 	return passed("%s", times)
 }
 
-// unread returns the result of a row of a set that the service has not read within limit.
+// unread returns the result of a row whose set the service has not read within limit.
 func unread(limit time.Duration) result {
 	if limit == 0 {
 		return skipped("the service did not read this set at once, and was not waited for again")
@@ -254,14 +254,14 @@ func (c *serviceCheck) unknownKeys() result {
 	case crashes > 0:
 		return failed(crash, "%s", text)
 	case reads > allowed:
-		return advised(otherwise, text, fmt.Sprintf("they should cost %d at most: anyone can make the service flood its issuer", allowed))
+		return advised(otherwise, text, fmt.Sprintf("they should cost %d reads at most: otherwise anyone can make the service flood its issuer", allowed))
 	case !good.accepted():
 		return skipped("the service locked the caller out after %d tokens of unknown keys: a good token: %s", tokens, good.brief())
 	}
 	return passed("%s", text)
 }
 
-// counts returns the answers with their numbers.
+// counts lists each kind of answer with its number.
 func counts(answers map[string]int) string {
 	var list []string
 	for _, text := range slices.Sorted(maps.Keys(answers)) {
@@ -275,7 +275,7 @@ func (c *serviceCheck) newKeyAfter() result {
 		return r
 	}
 	c.after = c.tryNewKey(c.wait, c.judge)
-	return c.after.result("tokens of unknown keys should not keep a service from new keys")
+	return c.after.result("tokens of unknown keys should not keep a service from reading new keys")
 }
 
 // removedKey is the row that asks with tokens of a key that was removed from the JWK Set.
@@ -301,7 +301,7 @@ func (c *serviceCheck) removedKey() result {
 	took, cost := time.Since(start).Seconds(), count(c.reads().JWKS-before, "read")+" of the JWK Set"
 	switch {
 	case a.accepted():
-		c.removed = fmt.Sprintf("a removed key was accepted for %.1f s and longer", took)
+		c.removed = fmt.Sprintf("a removed key was still accepted after %.1f s", took)
 		return passed("accepted for %.1f s and longer, with %s, which is allowed", took, cost)
 	case a.refused():
 		c.removed = fmt.Sprintf("a removed key was accepted for %.1f s", took)

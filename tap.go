@@ -15,7 +15,7 @@ type result struct {
 	finding finding
 }
 
-// A finding is what kind of deviation a row that is not ok is about. It is a heading of the summary.
+// A finding is what is wrong in a row that is not ok. It is a heading of the summary.
 type finding string
 
 const (
@@ -23,7 +23,7 @@ const (
 	laxity     finding = "accepted, and should be refused"
 	strictness finding = "refused, and should be accepted"
 	crash      finding = "crashed, or gave no answer"
-	otherwise  finding = "should be otherwise"
+	otherwise  finding = "other deviations"
 )
 
 func passed(format string, args ...any) result {
@@ -34,12 +34,12 @@ func skipped(format string, args ...any) result {
 	return result{status: "ok", skipped: fmt.Sprintf(format, args...)}
 }
 
-// fail returns the result of a row that fails the check.
+// failed returns the result of a row that fails the check.
 func failed(f finding, format string, args ...any) result {
 	return result{status: "not ok", finding: f, text: fmt.Sprintf(format, args...)}
 }
 
-// advise returns the result of a row that is not as it should be.
+// advised returns the result of a row that is not as it should be, and does not fail the check.
 func advised(f finding, text, should string) result {
 	return result{status: "not ok", finding: f, text: text, todo: should}
 }
@@ -69,7 +69,7 @@ func (t *tap) comment(format string, args ...any) {
 	t.line("# " + oneTapLine(fmt.Sprintf(format, args...)))
 }
 
-// row prints the result of a row. must says that it must hold.
+// row prints the result of a row. must says whether the row must hold.
 func (t *tap) row(name string, must bool, r result) {
 	t.rows = append(t.rows, tapRow{name: name, must: must, result: r})
 	line := fmt.Sprintf("%s %d - %s", r.status, len(t.rows), name)
@@ -87,7 +87,7 @@ func (t *tap) row(name string, must bool, r result) {
 
 func (t *tap) bailOut(text string) { t.line("Bail out! " + oneTapLine(text)) }
 
-// oneTapLine replaces control characters, because a line is all that TAP has for a text.
+// oneTapLine replaces control characters, because the end of the line ends a text.
 func oneTapLine(text string) string {
 	return strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f {
@@ -123,7 +123,7 @@ func (t *tap) finish(extra []string) {
 	}
 	last += fmt.Sprintf("; not tried: %d", len(skipped))
 	if must := t.names(func(r tapRow) bool { return r.skipped != "" && r.must }); len(must) > 0 {
-		last += ", of them must: " + strings.Join(must, ", ")
+		last += ", of which must hold: " + strings.Join(must, ", ")
 	}
 	t.comment("%s", last)
 }
@@ -131,9 +131,10 @@ func (t *tap) finish(extra []string) {
 // failed returns the names of the rows that fail the check.
 func (t *tap) failed() []string { return t.names(func(r tapRow) bool { return r.failed() }) }
 
-func (t *tap) names(of func(tapRow) bool) (names []string) {
+// names returns the names of the rows for which match is true.
+func (t *tap) names(match func(tapRow) bool) (names []string) {
 	for _, r := range t.rows {
-		if of(r) {
+		if match(r) {
 			names = append(names, r.name)
 		}
 	}

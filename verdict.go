@@ -10,15 +10,15 @@ import (
 )
 
 const (
-	tries        = 4               // questions to a service that asks for patience
-	maxLockouts  = 3               // rows in a row that wait for the service to accept good tokens again
+	tries        = 4               // requests of a question, while the answers are 429 or 503
+	maxLockouts  = 3               // consecutive rows that wait for the service to accept good tokens again
 	giveUpAfter  = 3 * time.Second // how long a new key may be refused after the JWK Set was read
 	firstPause   = 100 * time.Millisecond
 	longestPause = time.Second
 )
 
-// A serviceCheck asks a service with tokens of a server. It never returns errors: what makes it
-// impossible to go on cancels ctx, after which every request fails at once, and is its cause.
+// A serviceCheck is a check in progress. Its methods return no errors: an error that ends the
+// check cancels ctx, so that all later requests fail at once, and is the cause of ctx.
 type serviceCheck struct {
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
@@ -30,7 +30,7 @@ type serviceCheck struct {
 
 	set      string            // the fault that the JWK Set has, or empty
 	inVain   map[waitKind]bool // whether the last wait of a kind was in vain
-	lockouts int               // tokens in a row after which a good one was not accepted
+	lockouts int               // consecutive tokens after which a good one was not accepted
 	bail     string            // why the check cannot go on after this row
 	details  []string          // lines to print before that
 	dropped  string            // the first set after which the service did not accept known keys
@@ -43,8 +43,8 @@ type serviceCheck struct {
 	removed       string            // how long a removed key was accepted
 }
 
-// A waitKind is what the check waits for. Waits do not add up: after one that was in vain, the
-// next ones of its kind try once, until one succeeds.
+// A waitKind is what the check waits for. After a wait that was in vain, the check does not wait
+// for the same kind again until an attempt succeeds, so that waits do not add up.
 type waitKind string
 
 const (
@@ -66,8 +66,8 @@ func (c *serviceCheck) patience(w waitKind) time.Duration {
 	return c.wait
 }
 
-// attempts yields the time since its start: at once, then after growing pauses, and for the
-// last time when limit is over. It ends early if the check is stopped.
+// attempts yields the time since its start: at once, then after growing pauses, and a last
+// time when limit is over. It ends early if the check is stopped.
 func (c *serviceCheck) attempts(limit time.Duration) iter.Seq[time.Duration] {
 	return func(yield func(time.Duration) bool) {
 		start, pause := time.Now(), firstPause
@@ -82,13 +82,14 @@ func (c *serviceCheck) attempts(limit time.Duration) iter.Seq[time.Duration] {
 	}
 }
 
-// A question makes the Authorization header of one request. The error says why there can be
-// no such token.
+// A question returns the Authorization header of one request. The error says why there is no
+// such token.
 type question func() (string, error)
 
 func noAuthorization() (string, error) { return "", nil }
 
-// token returns a question with a fresh token of the server, since services cache verdicts.
+// token returns a question that gets a new token from the server each time, because services
+// cache verdicts.
 func (c *serviceCheck) token(scheme, query string) question {
 	return func() (string, error) {
 		t, err := c.server.token(c.ctx, query)
@@ -123,7 +124,7 @@ func (c *serviceCheck) setFault(name string) {
 	c.must(c.server.setFault(c.ctx, name))
 }
 
-// request asks q once. An answer that comes after limit is none.
+// request asks q once, and waits for limit at most.
 func (c *serviceCheck) request(q question, limit time.Duration) answer {
 	authorization, err := q()
 	if err != nil {
@@ -132,9 +133,9 @@ func (c *serviceCheck) request(q question, limit time.Duration) answer {
 	return c.service.ask(c.ctx, authorization, limit)
 }
 
-// ask asks q until the answer is a verdict, or four times. A 429 is none, nor is a 503 that a
-// good token gets as well. While the JWK Set has a fault a lasting 503 is one, because it is
-// what the check looks for.
+// ask asks q, and again while the answer is no verdict: 429, or a 503 that a good token gets as
+// well. After the last try the answer is void. Only while the JWK Set has a fault is a 503 that
+// lasts a verdict, because it is what the check looks for.
 func (c *serviceCheck) ask(q question) answer { return c.askWithin(q, answerLimit) }
 
 func (c *serviceCheck) askWithin(q question, limit time.Duration) answer {
@@ -216,15 +217,16 @@ func (c *serviceCheck) awaitService(lost answer) {
 	c.endIfLost(lost)
 }
 
-// endIfLost ends the check after this row if a is the last of many answers that were none.
+// endIfLost ends the check after this row if a, the last of many attempts, got no response.
 func (c *serviceCheck) endIfLost(a answer) {
 	if a.lost != "" && c.bail == "" {
-		c.bail = fmt.Sprintf("the service has not answered for %s (%s): look into its log, start it and run the check again",
+		c.bail = fmt.Sprintf("the service has not answered for %s (%s): its log may say why; "+
+			"if it restarts by itself within -check-wait, the check can go on",
 			seconds(c.wait), a.lost)
 	}
 }
 
-// goodAccepted waits until a good token is accepted.
+// goodAccepted waits until a good token is accepted, and reports whether it is.
 func (c *serviceCheck) goodAccepted() bool {
 	for range c.attempts(c.wait) {
 		if c.request(c.good, answerLimit).accepted() {
@@ -253,7 +255,7 @@ func (c *serviceCheck) restoreSet(times time.Duration) (after time.Duration, a a
 	return after, a
 }
 
-// A keyTrial is how the service took to tokens of a key that it had not seen.
+// A keyTrial is the result of tryNewKey.
 type keyTrial struct {
 	token    question
 	lifetime time.Duration // of a token
