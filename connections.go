@@ -108,9 +108,9 @@ type connectionLimit struct {
 	log     *slog.Logger
 	reached problem
 
-	mu    sync.Mutex                 // guards what follows
-	conns map[net.Conn]*list.Element // open connections with their elements of idle; nil for those in use
-	idle  list.List                  // of net.Conn: new ones and those between two requests, idle longest first
+	mu    sync.Mutex                 // guards the following fields
+	conns map[net.Conn]*list.Element // open connections, with their elements in idle, or nil while in use
+	idle  list.List                  // of net.Conn: new connections and those between two requests; the first has been idle longest
 }
 
 func newConnectionLimit(limit int, log *slog.Logger) *connectionLimit {
@@ -138,7 +138,7 @@ func (l *connectionLimit) update(c net.Conn, state http.ConnState) net.Conn {
 	defer l.mu.Unlock()
 	element, open := l.conns[c]
 	if !open && state != http.StateNew {
-		return nil // it was closed by another one
+		return nil // a new connection closed it
 	}
 	if element != nil {
 		l.idle.Remove(element)

@@ -38,18 +38,18 @@ func (c *config) define(flags *flag.FlagSet) {
 	flags.StringVar(&c.addr, "addr", "localhost:8080",
 		"`host:port` to listen on: a host name stands for all its addresses, port 0 for a free port")
 	flags.StringVar(&c.keys, "keys", "keys", "`directory` of the private keys, shared by replicas; an empty name keeps keys in memory only")
-	flags.DurationVar(&c.keyTTL, "key-ttl", time.Hour, "lifetime of a key from when it may sign; shorter lifetimes rotate faster")
+	flags.DurationVar(&c.keyTTL, "key-ttl", time.Hour, "lifetime of a key, counted from when it may sign; a shorter one rotates keys faster")
 	flags.IntVar(&c.bits, "key-bits", 2048, "size of new RSA keys: 2048, 3072 or 4096 `bits`; larger keys sign 3 to 7 times slower")
 	flags.DurationVar(&c.tokenTTL, "token-ttl", 10*time.Minute,
 		"lifetime of a token; keys outlive their tokens by another half, for clock skew")
 	flags.DurationVar(&c.publishAhead, "publish-ahead", 2*time.Hour,
-		"how long a key is published before it signs: longer than any verifier caches the JWK Set")
+		"how long a key is published before it signs: choose more than the time for which verifiers cache the JWK Set")
 	flags.StringVar(&c.issuer, "issuer", "",
-		"`URL` in iss, the URL at which others reach this server (default: that of each request; with -clients the listen address)")
+		"`URL` in iss, at which others reach this server (default: the URL of each request, or with -clients the listen address)")
 	flags.StringVar(&c.audience, "audience", "", "`name` in aud, for verifiers that require one (default: no aud)")
 	flags.StringVar(&c.typ, "typ", "JWT", "`typ` of tokens: at+jwt makes access tokens of RFC 9068, with the claim client_id")
 	flags.Func("claims",
-		"JSON `object` of claims of every token, such as {\"roles\":[\"admin\"]}; a request's own replace them, and null leaves one out",
+		"JSON `object` of claims in every token, such as {\"roles\":[\"admin\"]}; the claims of a request replace them, and null omits one",
 		func(value string) (err error) { c.claims, err = parseClaims(value); return err })
 	flags.Func("clients", "JSON `file` of the clients that may get tokens (default: anyone may)", fileFlag(&c.clients))
 	flags.Func("tls-cert", "PEM `file` of the certificate and its chain, to serve HTTPS", fileFlag(&c.tlsCert))
@@ -57,9 +57,9 @@ func (c *config) define(flags *flag.FlagSet) {
 	flags.BoolVar(&c.logJSON, "log-json", false, "log JSON instead of text")
 	flags.BoolVar(&c.verbose, "v", false, "log each request: client address, method, path, status, duration")
 	flags.BoolVar(&c.healthcheck, "healthcheck", false, "read the JWK Set of the server at -addr, exit with status 0 or 1, and serve nothing")
-	flags.Func("check", "test the service at `URL` with good and bad tokens and JWK Sets of the server at -addr, "+
-		"started if none runs there, and print the results as TAP", serviceFlag(&c.service))
-	flags.DurationVar(&c.checkWait, "check-wait", 10*time.Second, "how long -check waits for the service to read the JWK Set")
+	flags.Func("check", "test the service at `URL` with good and bad tokens and JWK Sets, and print the results as TAP; "+
+		"uses the server at -addr, and starts one if none runs there", serviceFlag(&c.service))
+	flags.DurationVar(&c.checkWait, "check-wait", 10*time.Second, "how long -check waits for the service to read the JWK Set or to recover")
 }
 
 // parseFlags returns the configuration in args. It prints the flags to stderr if args ask
@@ -236,7 +236,7 @@ func (c config) validateSet() error {
 }
 
 // validateIssuer returns an error if issuer is neither empty nor the URL of an issuer (OpenID
-// Connect Discovery 1.0 section 3), or if its path is one that clients change.
+// Connect Discovery 1.0 section 3), or if its path is one that clients would normalize.
 func validateIssuer(issuer string) error {
 	u, err := url.Parse(cmp.Or(issuer, "http://localhost"))
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || strings.ContainsAny(issuer, "?#") {

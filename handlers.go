@@ -90,7 +90,7 @@ func (s *server) setFaults(catalogue *document) handler {
 	}
 }
 
-// metadata responds with what clients and verifiers need to know of this issuer (OpenID
+// metadata responds with the metadata of the issuer for clients and verifiers (OpenID
 // Connect Discovery 1.0 section 3, RFC 8414 section 2).
 func (s *server) metadata(w http.ResponseWriter, r *http.Request) error {
 	methods := []string{"client_secret_basic", "client_secret_post"}

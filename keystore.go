@@ -73,8 +73,8 @@ func newKeystore(dir keyDir, policy rotation, bits int, log *slog.Logger) (*keys
 	}, cmp.Or(err1, err2)
 }
 
-// start is openKeystore for a keystore that nothing else uses yet. It logs events only once
-// there is a key to sign with, because a failed start prints one line.
+// start loads and makes the keys of a new keystore, as openKeystore says. It logs events only once
+// there is a key to sign with, because a start that fails prints one line.
 func (s *keystore) start(ctx context.Context) error {
 	slow := time.AfterFunc(startWait, func() {
 		s.log.Warn("still waiting for the first key: making a key is slow, or the keys directory does not answer", "directory", s.dir)
@@ -258,7 +258,7 @@ func (s *keystore) load(c comparison) error {
 	if len(found) == 0 {
 		return nil
 	}
-	if err := s.dir.sync(); err != nil { // whoever wrote them may have crashed before that
+	if err := s.dir.sync(); err != nil { // the server that wrote them may have crashed before it did so
 		return err
 	}
 	s.replace(append(slices.Clone(s.keys), found...), clock())

@@ -7,7 +7,7 @@ import (
 	"sync/atomic"
 )
 
-const maxWaiting = 1000 // requests for each turn: about as many as a core signs for in maxWait
+const maxWaiting = 1000 // requests for each turn: about as many as a core can sign for within maxWait
 
 // A limiter is a semaphore with a bounded queue. A turn is a unit of it.
 type limiter struct {
@@ -35,8 +35,9 @@ func newLimiter(turns int) (*limiter, error) {
 // A free turn is granted even after ctx's deadline, so that a request whose deadline was
 // spent on making a key still gets its answer. It is not granted after ctx is canceled.
 //
-// If maxWaiting others wait for each turn, acquire waits in vain: an error at once would
-// make clients ask again at once, and that busy loop would leave no time for turns.
+// If maxWaiting requests already wait for each turn, acquire gets no turn, and still returns only
+// when ctx is done. Clients that got an error at once would send their requests again at once,
+// and that busy loop would leave no CPU time for turns.
 func (l *limiter) acquire(ctx context.Context) (release func(), err error) {
 	if ctx.Err() == context.Canceled {
 		return nil, context.Canceled

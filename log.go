@@ -29,21 +29,20 @@ const (
 // A logWriter writes log lines to another writer without ever waiting for it: the reader
 // of a pipe or a terminal may stall, and must not stall the server.
 //
-// Lines that do not fit into memory are dropped. The log has their number once it can be
-// written again.
+// Lines beyond maxUnwritten are dropped. Their number is logged once the log can be written again.
 type logWriter struct {
 	out     io.Writer
 	asJSON  bool
 	wake    chan struct{} // has an element if there may be something to write
 	writing chan struct{} // has an element while somebody writes to out
 
-	mu        sync.Mutex // guards what follows
+	mu        sync.Mutex // guards the following fields
 	unwritten []byte     // lines
-	written   []byte     // the previous unwritten, for its memory; belongs to the goroutine that writes
+	written   []byte     // the previous value of unwritten, whose memory is reused; only the writing goroutine uses it
 	dropped   int        // lines since the last line in unwritten
 }
 
-// newLogWriter returns a writer to out. The line about dropped lines is JSON or text.
+// newLogWriter returns a writer to out. asJSON is the format of its own line about dropped lines.
 func newLogWriter(out io.Writer, asJSON bool) *logWriter {
 	w := &logWriter{out: out, asJSON: asJSON, wake: make(chan struct{}, 1), writing: make(chan struct{}, 1)}
 	go func() {
@@ -54,7 +53,7 @@ func newLogWriter(out io.Writer, asJSON bool) *logWriter {
 	return w
 }
 
-// Write takes whole lines. It returns no error, because the log has no better place for it.
+// Write takes whole lines. It never fails, because nothing could be done about an error.
 func (w *logWriter) Write(lines []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -94,7 +93,7 @@ func (w *logWriter) take() []byte {
 	return lines
 }
 
-// flush writes what is left, and returns after flushTimeout even if some of it still is.
+// flush writes the rest. It returns after flushTimeout even if something is still unwritten.
 func (w *logWriter) flush() {
 	done := make(chan struct{})
 	go func() { w.writeAll(); close(done) }()
@@ -147,7 +146,7 @@ func (p *problem) report(log *slog.Logger, message string, err error, outlook st
 	}
 }
 
-// serverErrors are the kinds of what an http.Server logs, by how the text begins.
+// serverErrors are the kinds of lines that an http.Server logs, by prefix.
 var serverErrors = [...]struct {
 	prefix  string
 	level   slog.Level

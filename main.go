@@ -1,4 +1,4 @@
-// Jwks-server makes RSA keys that live an hour, publishes their public halves as a
+// Jwks-server makes and rotates RSA keys, publishes their public halves as a
 // JWK Set (RFC 7517) at /.well-known/jwks.json and issues RS256 JSON Web Tokens
 // (RFC 7519) at /auth: good ones, and bad ones of every kind that a verifier must refuse.
 package main
@@ -122,7 +122,7 @@ func serve(ctx context.Context, c config, stderr io.Writer, ready func(base stri
 	}
 }
 
-// shutDown drains in-flight requests. It ignores that ctx is canceled.
+// shutDown drains in-flight requests, although ctx is canceled.
 func shutDown(ctx context.Context, server *http.Server, logger *slog.Logger) {
 	logger.Info("shutting down; a second signal aborts in-flight requests", "timeout", shutdownTimeout)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
@@ -206,7 +206,7 @@ func baseURL(listened string, addr *net.TCPAddr, secure bool) string {
 func (c config) checkHealth(ctx context.Context) error {
 	client := &http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, network, c.addr) // knows named ports, and takes :8080 for this machine
+			return new(net.Dialer).DialContext(ctx, network, c.addr) // it knows named ports, and :8080 is this machine
 		},
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
 	}}

@@ -50,7 +50,7 @@ func (s *keystore) pass(ctx context.Context) error {
 	return err
 }
 
-// noteSigner logs the key that signs if it is not the one of before. It returns its kid.
+// noteSigner logs which key signs if its kid is not before. It returns its kid.
 func (s *keystore) noteSigner(keys []key, now time.Time, before string) (kid string) {
 	k, ok := s.signer(keys, now)
 	if !ok {

@@ -33,7 +33,7 @@ func (s *server) routes() http.Handler {
 	return mux
 }
 
-// routeTests routes everything that is for tests, but for the parameters of auth.
+// routeTests routes everything that is for tests, except for the parameters of auth.
 func (s *server) routeTests(mux *http.ServeMux, path string) {
 	t := s.tester
 	s.public(mux, path+"/.well-known/jwks.json", readOnly, t.jwks(s.jwks, s.writeDocument))
@@ -67,18 +67,18 @@ func (s *server) public(mux *http.ServeMux, path, allow string, h handler) {
 	})
 }
 
-// private routes path to a handler whose response no other origin may read: any web page
-// could fetch tokens from a developer's machine.
+// private routes path to a handler whose responses no other origin may read, because otherwise any
+// web page could fetch tokens from a developer's machine.
 func (s *server) private(mux *http.ServeMux, path, allow string, h handler) {
 	mux.HandleFunc(path, s.route(allow, h))
 }
 
-// errWebPage is the answer of an open server to a POST from a web page. Browsers send Origin
-// with every POST, and no page needs one here. Any other page could fetch tokens from a
-// developer's machine or change its JWK Set, also by DNS rebinding: under a name of its own
-// that resolves to 127.0.0.1.
+// errWebPage is the answer of an open server to a POST from a web page. Browsers send
+// Origin with every POST. No page of this server sends one, and pages of other sites could fetch
+// tokens from a developer's machine or change its JWK Set, even those whose own name resolves to
+// 127.0.0.1 (DNS rebinding).
 var errWebPage = refuse(http.StatusForbidden, "access_denied",
-	"a server without -clients answers no POST with an Origin header: send the request from a program and not from a web page")
+	"a server without -clients rejects every POST with an Origin header: send it from a program, not from a web page")
 
 // route rejects methods that are not in allow, answers OPTIONS (RFC 9110 section 9.3.7),
 // and writes the errors of h.

@@ -14,7 +14,8 @@ import (
 const maxMadeKeys = 8 // keys made on demand that are in memory at once
 
 // A setTester changes the JWK Set for tests: it publishes keys that are made on demand, and
-// gives the set a fault. All of it is in memory. It counts the reads of what verifiers fetch.
+// gives the set a fault. All of it is in memory. It also counts how often the JWK Set, and the
+// URLs in bad tokens, are read.
 type setTester struct {
 	*tester
 	store *keystore
@@ -25,18 +26,18 @@ type setTester struct {
 	published atomic.Pointer[publishedSet] // nil while the store's JWK Set is served unchanged
 }
 
-// A publishedSet is what the JWK Set has besides the keys of the store.
+// A publishedSet says how the JWK Set differs from that of the store.
 type publishedSet struct {
 	fault setFault // the zero value if there is none
-	keys  []key    // made on demand, the newest last; at most maxMadeKeys
+	keys  []key    // added to those of the store: made on demand, the newest last; at most maxMadeKeys
 }
 
 func newSetTester(store *keystore) *setTester {
 	return &setTester{tester: newTester(store.bits), store: store}
 }
 
-// parseOptions parses key, and what the tester of tokens parses. They exclude each other. It
-// makes the key of key=new.
+// parseOptions parses the parameter key, and those that tester.parseOptions parses. They exclude
+// each other. For key=new it makes a key.
 func (t *setTester) parseOptions(ctx context.Context, query url.Values, longest time.Duration) (tokenOptions, error) {
 	name, err := oneOf(query, "expired", "expires_in", "fault", "key")
 	if err != nil {
@@ -53,7 +54,7 @@ func (t *setTester) parseOptions(ctx context.Context, query url.Values, longest 
 	}
 	sign := func(d *draft) (string, error) {
 		if d.expires > k.expires.Unix() {
-			return "", badRequest("the key expires before the token would: ask for a new one with key=new")
+			return "", badRequest("the key would expire before the token: make a new one with key=new")
 		}
 		d.header["kid"], d.key, d.signer = k.kid, k, k.private
 		return d.sign()
@@ -61,8 +62,8 @@ func (t *setTester) parseOptions(ctx context.Context, query url.Values, longest 
 	return tokenOptions{lifetime: longest, sign: sign}, err
 }
 
-// makeKey makes a key and publishes it, unless ctx is canceled meanwhile. The error is that
-// of ctx, also if no turn comes within maxWait.
+// makeKey makes a key and publishes it, unless ctx is canceled before that. The error is that of
+// ctx, or context.DeadlineExceeded if there is no turn within maxWait.
 func (t *setTester) makeKey(ctx context.Context) (key, error) {
 	waiting, cancel := context.WithTimeout(ctx, maxWait)
 	defer cancel()
@@ -86,7 +87,7 @@ func (t *setTester) makeKey(ctx context.Context) (key, error) {
 	return k, nil
 }
 
-// publish changes what the JWK Set has besides the keys of the store. The caller holds mu.
+// publish changes how the JWK Set differs from that of the store. The caller holds mu.
 func (t *setTester) publish(change func(*publishedSet)) {
 	var set publishedSet
 	if p := t.published.Load(); p != nil {
@@ -109,8 +110,8 @@ func (t *setTester) madeKey(kid string) (key, error) {
 		"key has to be new, or the kid of one of the last %d keys made by key=new, as long as it has not expired", maxMadeKeys)
 }
 
-// setFault is the handler of POST /faults/sets: the JWK Set has the fault of the query from
-// now on. Without one it is good again, and has no keys made on demand.
+// setFault is the handler of POST /faults/sets. From then on the JWK Set has the fault in the
+// query. Without a fault in the query it is good again, and has no keys made on demand.
 func (t *setTester) setFault(w http.ResponseWriter, r *http.Request) error {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
@@ -154,15 +155,15 @@ func counted(reads *atomic.Int64, h handler) handler {
 	}
 }
 
-// jwks returns a handler of the JWK Set: good, the handler of the store's, or one that
-// responds with what is published instead. write responds with a document.
+// jwks returns the handler of the JWK Set. It passes requests on to good, the handler of the
+// store's set, while that is served unchanged. write responds with a document.
 func (t *setTester) jwks(good handler, write func(http.ResponseWriter, *http.Request, *document)) handler {
 	return counted(&t.reads.jwks, func(w http.ResponseWriter, r *http.Request) error {
 		p := t.published.Load()
 		if p == nil {
 			return good(w, r)
 		}
-		if _, err := t.store.jwks(r.Context()); err != nil { // which makes a key if there is none
+		if _, err := t.store.jwks(r.Context()); err != nil { // makes a key if there is none
 			return err
 		}
 		now := clock()
