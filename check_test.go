@@ -592,11 +592,14 @@ func TestCheckBailsOutAndSaysWhatHelps(t *testing.T) {
 				`# the response: WWW-Authenticate: Bearer error="invalid_token"`,
 				"# the JWK Set was read 1 time since the check began",
 			}},
-			[]string{good + "refused with 401", "-issuer and -audience", "http://issuer.test/.well-known/jwks.json"}},
+			[]string{good + "refused with 401", "-issuer and -audience"}},
 		{serviceTest{name: "keys of an earlier run", notOK: []string{"good"},
 			deviate: func(v *protectedService) { v.limit = -1 },
-			lines:   []string{"# the JWK Set was not read since the check began; if the service uses keys of an earlier server, restart it, "}},
-			[]string{good + "refused with 401"}},
+			lines: []string{
+				"# the JWK Set was read 0 times since the check began",
+				"# if the service still uses keys of an earlier server, restart the service, and let the server keep its keys with -keys",
+			}},
+			[]string{good + "refused with 401", "reads keys with http://issuer.test/.well-known/jwks.json"}},
 		{serviceTest{name: "a role", notOK: []string{"good"}, wrap: fixed(403, "role \"admin\" is #1\nof roles"),
 			lines: []string{"# the body: role \"admin\" is #1 of roles"}},
 			[]string{good + "refused with 403", "-claims"}},
@@ -648,7 +651,7 @@ func TestCheckStartsAServerIfNothingListens(t *testing.T) {
 		"TAP version 13", "# asking " + url + " with tokens of a server at http://" + addr + ", which was started for this check",
 	})
 	wantLine(t, lines, "not ok - good: refused with 401, and must be accepted")
-	wantLine(t, lines, "# if the service reads keys only when it starts, start jwks-server first, ")
+	wantLine(t, lines, "# if the service reads keys only when it starts, start the server first ")
 	for _, want := range []string{`"aud":"api"`, `"roles":["admin"]`, `"iss":"http://` + addr + `"`} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("the output has no claim %s", want)

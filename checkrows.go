@@ -150,13 +150,15 @@ func (c *serviceCheck) describeRefusal(a answer) []string {
 	if body := strings.TrimSpace(a.body); body != "" {
 		lines = append(lines, "the body: "+body)
 	}
-	if reads := c.reads().JWKS - c.start.JWKS; reads > 0 {
-		return append(lines, fmt.Sprintf("the JWK Set was read %s since the check began", count(reads, "time")))
+	reads := c.reads().JWKS - c.start.JWKS
+	lines = append(lines, fmt.Sprintf("the JWK Set was read %s since the check began", count(reads, "time")))
+	if reads > 0 || a.status != http.StatusUnauthorized {
+		return lines
 	}
-	lines = append(lines, "the JWK Set was not read since the check began; "+
-		"if the service uses keys of an earlier server, restart it, and let the server keep its keys with -keys")
+	lines = append(lines, "if the service still uses keys of an earlier server, restart the service, and let the server keep its keys with -keys")
 	if !c.running {
-		lines = append(lines, "if the service reads keys only when it starts, start jwks-server first, then the service, and then the check")
+		lines = append(lines, "if the service reads keys only when it starts, start the server first (this command without -check), "+
+			"then the service, and then the check")
 	}
 	return lines
 }
@@ -169,8 +171,11 @@ func (c *serviceCheck) advice(status int) string {
 	}
 	switch {
 	case status == http.StatusUnauthorized:
-		return "compare its iss and aud with what the service expects (set them with -issuer and -audience" + restart +
-			"), and the URL from which the service reads keys with " + c.server.base + jwkSetPath
+		text := "compare its iss and aud with what the service expects (set them with -issuer and -audience" + restart + ")"
+		if c.reads().JWKS == c.start.JWKS {
+			text += ", and the URL from which the service reads keys with " + c.server.base + jwkSetPath
+		}
+		return text
 	case status == http.StatusForbidden:
 		return `the service may require a role or a scope: set it with -claims, such as -claims '{"roles":["admin"]}'` + restart
 	case status == http.StatusNotFound:
