@@ -422,7 +422,7 @@ func TestCheckFindsHowAServiceReadsKeys(t *testing.T) {
 			lines:   []string{"ok - removed-key: refused after "}},
 		{name: "no token is verified during a read", notOK: []string{"sets/slow?"},
 			deviate: func(v *protectedService) { v.locked = make(chan struct{}, 1) },
-			lines:   []string{"not ok - sets/slow: a known key: no answer within 10 s in 10.0 s during the read, accepted with 200"}},
+			lines:   []string{"not ok - sets/slow: a known key: no answer within 10 s during the read, accepted with 200"}},
 	} {
 		test.faults = fewFaults
 		test.run(t)

@@ -238,6 +238,14 @@ func (a answer) brief() string {
 	}
 }
 
+// withTime is brief, with the time that the answer took if there was one.
+func (a answer) withTime(took time.Duration) string {
+	if a.lost != "" {
+		return a.brief()
+	}
+	return fmt.Sprintf("%s in %.1f s", a.brief(), took.Seconds())
+}
+
 // retryAfter returns how long to wait before the next request.
 func (a answer) retryAfter() time.Duration {
 	value := a.header.Get("Retry-After")

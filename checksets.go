@@ -93,8 +93,7 @@ func (c *serviceCheck) brokenSet(set catalogueEntry) result {
 			return skipped("%s", a.void)
 		}
 	}
-	times := fmt.Sprintf("a known key: %s in %.1f s during the read, %s in %.1f s after it",
-		during.brief(), duringTook.Seconds(), after.brief(), afterTook.Seconds())
+	times := fmt.Sprintf("a known key: %s during the read, %s after it", during.withTime(duringTook), after.withTime(afterTook))
 	switch {
 	case unknown.accepted():
 		return c.restoreAfter(failed(hole, "a token of an unknown key: %s, and must be refused; %s", unknown, times))
