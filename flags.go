@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // A config is the values of the flags.
@@ -178,6 +179,8 @@ func (c config) validate() error {
 		return errors.New("-claims has no effect with -clients: register the claims of each client in the clients file")
 	case !typFormat.MatchString(c.typ):
 		return fmt.Errorf("-typ %q is not a typ: use JWT, or a media type without application/, such as at+jwt", c.typ)
+	case !utf8.ValidString(c.issuer) || !utf8.ValidString(c.audience):
+		return errors.New("-issuer and -audience have to be UTF-8, because they are in tokens")
 	case c.service != "" && c.healthcheck:
 		return errors.New("-check and -healthcheck exclude each other: give one of them")
 	case c.service != "" && c.clients != "":
@@ -235,6 +238,10 @@ func (c config) validateSet() error {
 	return nil
 }
 
+// changeable matches characters of a path that clients write in another way: a backslash, and
+// escapes of characters that need none (RFC 3986 section 6.2.2.2).
+var changeable = regexp.MustCompile(`(?i)\\|%(2[de]|3[0-9]|[46][1-9a-f]|[57][0-9a]|5f|7e)`)
+
 // validateIssuer returns an error if issuer is neither empty nor the URL of an issuer (OpenID
 // Connect Discovery 1.0 section 3), or if its path is one that clients would normalize.
 func validateIssuer(issuer string) error {
@@ -242,8 +249,10 @@ func validateIssuer(issuer string) error {
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || strings.ContainsAny(issuer, "?#") {
 		return fmt.Errorf("-issuer %q is not an issuer: use an http or https URL without user, query and fragment", issuer)
 	}
-	if base := strings.TrimSuffix(u.EscapedPath(), "/"); base == "/" || base != "" && path.Clean(base) != base {
-		return fmt.Errorf("-issuer %q has a path that clients would change: leave out ., .. and empty segments", issuer)
+	base := strings.TrimSuffix(u.EscapedPath(), "/")
+	if base == "/" || base != "" && path.Clean(base) != base || changeable.MatchString(issuer) {
+		return fmt.Errorf("-issuer %q has a path that clients would change: "+
+			"leave out ., .., empty segments, backslashes, and escapes of letters, digits and -._~", issuer)
 	}
 	return nil
 }

@@ -69,6 +69,8 @@ func TestInvalidFlagsExitWithStatus2AndLeaveNothingBehind(t *testing.T) {
 			args: []string{"-claims", `{"exp":1}`},
 			want: `invalid value "{\"exp\":1}" for flag -claims: exp cannot be the same in all tokens: set their lifetime with -token-ttl`,
 		},
+		{args: []string{"-issuer", "https://a.test/\xff"}, want: "-issuer and -audience have to be UTF-8, because they are in tokens"},
+		{args: []string{"-audience", "J\xfcrgen"}, want: "-issuer and -audience have to be UTF-8, because they are in tokens"},
 		{args: []string{"-nonsense"}, want: "flag provided but not defined: -nonsense"},
 		{args: []string{"-key-ttl", "soon"}, want: `invalid value "soon" for flag -key-ttl: parse error`},
 		{args: []string{"-key-bits", "many"}, want: `invalid value "many" for flag -key-bits: parse error`},
@@ -90,8 +92,11 @@ func TestInvalidFlagsExitWithStatus2AndLeaveNothingBehind(t *testing.T) {
 	}
 	for _, issuer := range []string{
 		"https://a.test//", "https://a.test//a", "https://a.test/a//b", "https://a.test/a/./b", "https://a.test/../a", "https://a.test/a/..",
+		"https://a.test/%2e%2E/a", "https://a.test/a%5fb", "https://a.test/%41", "https://a.test/%7e", `https://a.test/a\b`,
+		"https://a.test/.well-known/oauth%2Dauthorization-server",
 	} {
-		const want = "-issuer %q has a path that clients would change: leave out ., .. and empty segments"
+		const want = "-issuer %q has a path that clients would change: " +
+			"leave out ., .., empty segments, backslashes, and escapes of letters, digits and -._~"
 		rows = append(rows, row{args: []string{"-issuer", issuer}, want: fmt.Sprintf(want, issuer)})
 	}
 	for _, typ := range []string{"", "application/at+jwt", "a b", "é", "+jwt", "1"} {
@@ -132,6 +137,7 @@ func TestFlagsAtTheirLimitsAreValid(t *testing.T) {
 	}
 	for _, issuer := range []string{
 		"http://a.test", "https://a.test:8443/tenant/a", "http://[::1]:80", "https://a.test/", "https://a.test/a/",
+		"https://a.test/%2F%5B%5D%60%7B%7f%C3%a9%40%20",
 	} {
 		_, err := parseFlags([]string{"-issuer", issuer}, io.Discard)
 		wantError(t, "-issuer "+issuer, err, "")
