@@ -326,6 +326,11 @@ func TestNarrowing(t *testing.T) {
 				t.Errorf("fault %s = %s; want no list of names", f.Name, w.body)
 			}
 		}
+		for _, body := range []string{"&fault=none", "&key=new"} { // not even in the query, to which other servers refer
+			w := s.do("POST", "/auth", form("app", body))
+			w.checkError(t, body, 400, "invalid_request")
+			equal(t, body+" is not for this server", strings.Contains(w.body, "is not for a server with -clients"), true)
+		}
 		for _, path := range []string{"/faults", "/faults/jwks.json"} {
 			for _, method := range []string{"GET", "HEAD", "OPTIONS", "POST"} {
 				s.do(method, path, "").checkError(t, method+" "+path, 404, "not_found")

@@ -187,9 +187,9 @@ func (s *server) parseOptions(ctx context.Context, query url.Values) (tokenOptio
 	if s.tester != nil {
 		return s.tester.parseOptions(ctx, query, s.profile.lifetime)
 	}
-	for _, name := range []string{"fault", "key"} {
+	for _, name := range testParameters {
 		if query.Has(name) {
-			return tokenOptions{}, badRequest("%s is not for a server with -clients, which issues good tokens only", name)
+			return tokenOptions{}, errTestParameter(name)
 		}
 	}
 	return parseOptions(query, s.profile.lifetime)

@@ -60,6 +60,14 @@ var aliases = map[string]string{"username": "sub", "audience": "aud", "resource"
 // queryParameters belong in the query of POST /auth, and so not in a body.
 var queryParameters = []string{"expired", "expires_in", "fault", "key"}
 
+// testParameters are those of queryParameters that are for an open server.
+var testParameters = []string{"fault", "key"}
+
+// errTestParameter is the answer of a server with clients to a parameter that is for tests.
+func errTestParameter(name string) error {
+	return badRequest("%s is not for a server with -clients, which issues good tokens only", name)
+}
+
 // parseTokenRequest parses a body. On an open server, a JSON object without grant_type is
 // claims, all of them, under their own names. Any other body is an OAuth request: a form as
 // in RFC 6749 section 4.4.2, or its parameters as a JSON object.
@@ -71,7 +79,11 @@ func parseTokenRequest(header http.Header, body []byte, clients registry) (token
 		return tokenRequest{}, err
 	}
 	for _, name := range queryParameters {
-		if parameters[name] != nil {
+		switch {
+		case parameters[name] == nil:
+		case clients != nil && slices.Contains(testParameters, name):
+			return tokenRequest{}, errTestParameter(name)
+		default:
 			return tokenRequest{}, badRequest("%s belongs in the query: POST /auth?%s=...", name, name)
 		}
 	}
