@@ -239,7 +239,7 @@ func BenchmarkFaults(b *testing.B) {
 	fmt.Println("\nfaults: tokens/s, of those of good tokens")
 	for _, f := range faults {
 		query := "?fault=" + f.Name
-		p.token(b, query, "") // makes the other key
+		p.token(b, query, "") // makes the untrusted key
 		good := p.load(b, auth("", ""), 200, 16, round/5)
 		ratio := p.load(b, auth(query, ""), 200, 16, round/5) / good
 		fmt.Printf("  %s %.2f", f.Name, ratio)

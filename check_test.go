@@ -23,7 +23,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// A checkTest is a check of a service by a server. It belongs into the bubble of a synctest.
+// A checkTest is a check of a service by a server, for use in a synctest bubble.
 type checkTest struct {
 	network
 	t      *testing.T
@@ -224,7 +224,7 @@ func needNewKey() []string {
 	return slices.Concat([]string{"sets/odd", "sets/no-alg-alg"}, brokenSets(""), []string{"new-key-after", "removed-key"})
 }
 
-// Exactly the rows about the hole of a service are not ok.
+// Only the rows about the hole of a service are not ok.
 func TestCheckFindsHoles(t *testing.T) {
 	t.Parallel()
 	for _, test := range []serviceTest{
@@ -494,8 +494,8 @@ func TestCheckFindsTokensThatCrashAService(t *testing.T) {
 	}
 }
 
-// A service that limits requests refuses nothing by that: the row is asked again, and a
-// refusal that the service gives to good tokens as well is no verdict.
+// A service that limits requests does not refuse the token: the check asks again, and a refusal
+// that good tokens get as well is no verdict.
 func TestCheckTakesNoLimitForARefusal(t *testing.T) {
 	t.Parallel()
 	for _, test := range []serviceTest{
@@ -600,6 +600,13 @@ func TestCheckBailsOutAndSaysWhatHelps(t *testing.T) {
 				"# if the service still uses keys of an earlier server, restart the service, and let the server keep its keys with -keys",
 			}},
 			[]string{good + "refused with 401", "reads keys with http://issuer.test/.well-known/jwks.json"}},
+		{serviceTest{name: "no audience", notOK: []string{"good"},
+			wrap: func(c *checkTest, next http.Handler) http.Handler {
+				c.server.profile.audience = ""
+				return next
+			},
+			lines: []string{"# the token has no aud, which most verifiers require: set it with -audience"}},
+			[]string{good + "refused with 401"}},
 		{serviceTest{name: "a role", notOK: []string{"good"}, wrap: fixed(403, "role \"admin\" is #1\nof roles"),
 			lines: []string{"# the body: role \"admin\" is #1 of roles"}},
 			[]string{good + "refused with 403", "-claims"}},
@@ -674,7 +681,7 @@ func TestCheckUsesTheServerThatRuns(t *testing.T) {
 	equal(t, "exit status", code, 1)
 	wantLine(t, strings.Split(stdout, "\n"), "# asking "+"http://")
 	for _, want := range []string{
-		"flags of this command for tokens and keys have no effect on it", `"aud":"api"`, "restart the server that runs, because its flags count",
+		"flags of this command for tokens and keys have no effect on it", `"aud":"api"`, "-audience of the server that runs, and restart it",
 	} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("the check with a server that runs does not say %q: %s", want, stdout)
@@ -777,7 +784,7 @@ type closedWriter struct{}
 
 func (closedWriter) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
 
-// prove is the parser of TAP that Perl has, and Debian.
+// prove is Perl's parser of TAP, which Debian has, too.
 func TestProveReadsTheResults(t *testing.T) {
 	t.Parallel()
 	prove, err := exec.LookPath("prove")

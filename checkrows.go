@@ -142,6 +142,9 @@ func (c *serviceCheck) describeRefusal(a answer) []string {
 	token, err := c.server.token(c.ctx, "")
 	c.must(err)
 	lines := []string{fmt.Sprintf("the token: typ %s, claims %s", token.typ, token.claims)}
+	if a.status == http.StatusUnauthorized && !strings.Contains(token.claims, `"aud":`) {
+		lines = append(lines, "the token has no aud, which most verifiers require: set it with -audience")
+	}
 	for _, name := range []string{"WWW-Authenticate", "Location"} {
 		if value := a.header.Get(name); value != "" {
 			lines = append(lines, "the response: "+name+": "+value)
@@ -165,19 +168,19 @@ func (c *serviceCheck) describeRefusal(a answer) []string {
 
 // advice says what to do about a service that answered a good token with status.
 func (c *serviceCheck) advice(status int) string {
-	restart := ""
+	server := ""
 	if c.running {
-		restart = ", and restart the server that runs, because its flags count"
+		server = " of the server that runs, and restart it"
 	}
 	switch {
 	case status == http.StatusUnauthorized:
-		text := "compare its iss and aud with what the service expects (set them with -issuer and -audience" + restart + ")"
+		text := "compare its iss and aud with what the service expects (set them with -issuer and -audience" + server + ")"
 		if c.reads().JWKS == c.start.JWKS {
 			text += ", and the URL from which the service reads keys with " + c.server.base + jwkSetPath
 		}
 		return text
 	case status == http.StatusForbidden:
-		return `the service may require a role or a scope: set it with -claims, such as -claims '{"roles":["admin"]}'` + restart
+		return "the service may require a role or a scope: set it with -claims" + server + `, such as -claims '{"roles":["admin"]}'`
 	case status == http.StatusNotFound:
 		return "correct the path of -check"
 	case status/100 == 3:
