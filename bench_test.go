@@ -27,7 +27,7 @@ import (
 	"time"
 )
 
-// A blackHole is a ResponseWriter that costs nothing.
+// A blackHole is a ResponseWriter that discards the response.
 type blackHole struct{ header http.Header }
 
 func (b blackHole) Header() http.Header         { return b.header }
@@ -130,7 +130,8 @@ func (r reading) run() (took samples) {
 	return took
 }
 
-// realTime are the words before a command that let it run before all others, if that can be.
+// realTime is the prefix of a command line that gives the command real-time priority; empty if
+// that is not possible.
 var realTime = sync.OnceValue(func() []string {
 	if exec.Command("chrt", "-f", "50", "true").Run() == nil {
 		return []string{"chrt", "-f", "50"}
@@ -305,7 +306,7 @@ func BenchmarkStart(b *testing.B) {
 
 func line(name string, value float64, unit string) { fmt.Printf("%-50s %8.4g %s\n", name, value, unit) }
 
-// latency prints the figures of reads, and beside them how many times those of others they are.
+// latency prints the figures of reads, and their ratios to those of other reads.
 func latency(name string, took, others samples) {
 	fmt.Printf("%-50s", name)
 	for i, at := range []float64{0.5, 0.99, 1} {
@@ -317,7 +318,7 @@ func latency(name string, took, others samples) {
 	fmt.Println()
 }
 
-// A body is a token request of up to 16 KiB that might cost much.
+// A body is a token request of up to 16 KiB that may be expensive.
 type body struct{ name, text string }
 
 func bodies() (list []body) {
@@ -354,7 +355,8 @@ func (p *process) readInFlood(b *testing.B, request string, status int, took *sa
 	return rate
 }
 
-// cost is the CPU time in milliseconds that the server takes for each answer, and the rate of them.
+// cost returns the CPU time in milliseconds that the server takes for each answer, and the rate
+// of answers.
 func (p *process) cost(b *testing.B, request string, status int, d time.Duration) (cost, rate float64) {
 	before := cpuTime(b, p.cmd.Process.Pid)
 	rate = p.load(b, request, status, 16, d)
@@ -416,8 +418,8 @@ func (c *connection) do(request string, status int) error {
 	return nil
 }
 
-// load is how many answers a second the server gives to clients that ask again as soon as they
-// have one.
+// load returns how many answers a second the server gives to clients that send their next request
+// as soon as they have an answer.
 func (p *process) load(b *testing.B, request string, status, clients int, d time.Duration) float64 {
 	var work []func()
 	for range clients {
@@ -451,7 +453,7 @@ func rate(work []func(), d time.Duration) float64 {
 	return float64(done.Load()) / time.Since(start).Seconds()
 }
 
-// samples are figures of the same thing.
+// samples are measurements of one quantity.
 type samples []float64
 
 func (s samples) quantile(q float64) float64 {

@@ -138,7 +138,7 @@ func handlerTarget(h http.Handler) target {
 	}
 }
 
-// A response is one that has been read.
+// A response is a response to a request, with its whole body.
 type response struct {
 	status int
 	header http.Header
@@ -240,7 +240,7 @@ func kidOf(t testing.TB, token string) string {
 	return kid
 }
 
-// A keySet is what a verifier holds: keys rebuilt from the n and e that were served.
+// A keySet holds the keys of a verifier, made from the n and e in a JWK Set.
 type keySet map[string]*rsa.PublicKey
 
 func parseSet(t testing.TB, body string) keySet {
@@ -286,7 +286,7 @@ func (set keySet) verify(token string) (jwt.MapClaims, error) {
 type testServer struct {
 	target
 	*server
-	log *lockedBuffer // what it has logged
+	log *lockedBuffer // of the server
 }
 
 // newTestServer returns a server with these flags. Its keys are in a directory of the test's
@@ -319,8 +319,8 @@ func flags(t testing.TB, args ...string) config {
 	return c
 }
 
-// withDefaults returns args and each of the defaults, pairs of a flag and its value, that
-// args do not have.
+// withDefaults returns args, and those of the defaults, pairs of a flag and its value, whose flag
+// is not among args.
 func withDefaults(args []string, defaults ...string) []string {
 	var missing []string
 	for pair := range slices.Chunk(defaults, 2) {
@@ -372,7 +372,7 @@ func keepRunning(t testing.TB, s *testServer) {
 	t.Cleanup(func() { stop(); <-stopped })
 }
 
-// keyFiles returns when each key expires, by kid, as the directory says.
+// keyFiles returns the expiry of each key in the directory, by kid.
 func keyFiles(t testing.TB, dir keyDir) map[string]time.Time {
 	t.Helper()
 	files, err := dir.list()
@@ -414,7 +414,7 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-// hang is how long a test waits for what should happen at once.
+// hang is how long a test waits for something that should happen at once.
 const hang = 20 * time.Second
 
 func TestMain(m *testing.M) {
@@ -498,7 +498,8 @@ func serverCommand(t testing.TB, args ...string) *exec.Cmd {
 	return exec.Command(path, withDefaults(args, "-addr", "127.0.0.1:0")...)
 }
 
-// launch does not wait until the server serves. It kills it when the test is over.
+// launch starts the command of a server, and does not wait until it serves. It kills the server
+// when the test is over.
 func launch(t testing.TB, cmd *exec.Cmd) *process {
 	t.Helper()
 	p := &process{client: *browser, cmd: cmd, done: make(chan struct{})}
