@@ -37,7 +37,8 @@ func newSetTester(store *keystore) *setTester {
 }
 
 // parseOptions parses the parameter key, and those that tester.parseOptions parses. They exclude
-// each other. For key=new it makes a key.
+// each other. For key=new it makes a key, which is published when its token is signed: a request
+// that is refused publishes nothing.
 func (t *setTester) parseOptions(ctx context.Context, query url.Values, longest time.Duration) (tokenOptions, error) {
 	name, err := oneOf(query, "expired", "expires_in", "fault", "key")
 	if err != nil {
@@ -47,7 +48,8 @@ func (t *setTester) parseOptions(ctx context.Context, query url.Values, longest 
 		return t.tester.parseOptions(ctx, query, longest)
 	}
 	var k key
-	if kid := query.Get("key"); kid == "new" {
+	kid := query.Get("key")
+	if kid == "new" {
 		k, err = t.makeKey(ctx)
 	} else {
 		k, err = t.madeKey(kid)
@@ -56,14 +58,19 @@ func (t *setTester) parseOptions(ctx context.Context, query url.Values, longest 
 		if d.expires > k.expires.Unix() {
 			return "", badRequest("the key would expire before the token: make a new one with key=new")
 		}
+		if kid == "new" {
+			if err := t.publishKey(ctx, k); err != nil {
+				return "", err
+			}
+		}
 		d.header["kid"], d.key, d.signer = k.kid, k, k.private
 		return d.sign()
 	}
 	return tokenOptions{lifetime: longest, sign: sign}, err
 }
 
-// makeKey makes a key and publishes it, unless ctx is canceled before that. The error is that of
-// ctx, or context.DeadlineExceeded if there is no turn within maxWait.
+// makeKey makes a key. The error is that of ctx, or context.DeadlineExceeded if there is no turn
+// within maxWait.
 func (t *setTester) makeKey(ctx context.Context) (key, error) {
 	waiting, cancel := context.WithTimeout(ctx, maxWait)
 	defer cancel()
@@ -71,20 +78,23 @@ func (t *setTester) makeKey(ctx context.Context) (key, error) {
 	if err != nil {
 		return key{}, err
 	}
-	now := clock()
-	k := newKey(private, now.Add(t.store.keyTTL))
+	return newKey(private, clock().Add(t.store.keyTTL)), nil
+}
+
+// publishKey publishes a key made on demand, unless ctx is canceled. The error is that of ctx.
+func (t *setTester) publishKey(ctx context.Context, k key) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := ctx.Err(); err != nil {
-		return key{}, err
+		return err
 	}
-	t.made = append(unexpired(t.made, now), k)
+	t.made = append(unexpired(t.made, clock()), k)
 	t.made = slices.Clone(t.made[max(0, len(t.made)-maxMadeKeys):])
 	t.publish(func(set *publishedSet) {
 		set.keys = append(slices.Clone(set.keys), k)
 		set.keys = set.keys[max(0, len(set.keys)-maxMadeKeys):]
 	})
-	return k, nil
+	return nil
 }
 
 // publish changes how the JWK Set differs from that of the store. The caller holds mu.

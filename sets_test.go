@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -409,9 +410,21 @@ func TestKeysMadeOnDemand(t *testing.T) {
 	})
 	t.Run("a request that was canceled while its key was made publishes nothing", func(t *testing.T) {
 		s := newServerWithKey(t)
-		_, err := s.tester.makeKey(canceledUnnoticed{t.Context()})
+		o, err := s.tester.parseOptions(canceledUnnoticed{t.Context()}, url.Values{"key": {"new"}}, time.Minute)
+		ok(t, err)
+		_, err = o.sign(&draft{})
 		equal(t, "error", err, context.Canceled)
 		equal(t, "keys", len(s.set(t)), 1)
+	})
+	t.Run("a request that is refused publishes nothing, and costs no other key", func(t *testing.T) {
+		s := newServerWithKey(t)
+		_, kid := made(t, s)
+		for i := range maxMadeKeys {
+			body := []string{"{", "grant_type=x", `{"exp":null}`, "fault=none"}[i%4]
+			equal(t, "status of "+body, s.do("POST", "/auth?key=new", body).status, 400)
+		}
+		equal(t, "keys", len(s.set(t)), 2)
+		s.token(t, "?key="+kid, "")
 	})
 }
 
