@@ -203,6 +203,9 @@ func baseURL(listened string, addr *net.TCPAddr, secure bool) string {
 
 // checkHealth returns an error unless the server at -addr responds with its JWK Set. It
 // accepts any certificate, because it talks to itself, and ignores proxies.
+//
+// It sends HEAD, because GET would be counted as a read of the JWK Set, and -check would take it
+// for one by the service.
 func (c config) checkHealth(ctx context.Context) error {
 	client := &http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
@@ -210,7 +213,7 @@ func (c config) checkHealth(ctx context.Context) error {
 		},
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
 	}}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, schemes[c.tlsCert != ""]+"://localhost/.well-known/jwks.json", nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodHead, schemes[c.tlsCert != ""]+"://localhost/.well-known/jwks.json", nil)
 	if err != nil {
 		return err
 	}
@@ -223,7 +226,7 @@ func (c config) checkHealth(ctx context.Context) error {
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {
-		return fmt.Errorf("the server at %s is not healthy: GET %s answers %s", c.addr, request.URL.Path, response.Status)
+		return fmt.Errorf("the server at %s is not healthy: %s answers %s", c.addr, request.URL.Path, response.Status)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"go/ast"
@@ -466,6 +467,14 @@ func TestHealthcheck(t *testing.T) {
 			wantMissing(t, keys)
 		})
 	}
+}
+
+func TestAHealthcheckIsNotCountedAsARead(t *testing.T) {
+	t.Parallel()
+	p := startProcess(t, withKey(t)...)
+	code, _, _ := runHere(t.Context(), "-healthcheck", "-addr", p.addr())
+	equal(t, "exit status", code, 0)
+	equal(t, "reads", p.do("GET", "/faults/reads", "").json(t)["jwks"], any(json.Number("0")))
 }
 
 func TestASignalEndsHealthcheck(t *testing.T) {
