@@ -118,8 +118,14 @@ func TestIssuerPath(t *testing.T) {
 func TestCORS(t *testing.T) {
 	s := newServerWithKey(t)
 	fields := []string{"Origin", "https://app.test", "Access-Control-Request-Method", "GET", "Access-Control-Request-Headers", "x-a, x-b"}
+	documents := map[string]string{ // and what they allow
+		"/faults/x5u.pem": "GET, HEAD, OPTIONS", setsPath: "GET, HEAD, POST, OPTIONS",
+	}
+	for _, path := range documentPaths {
+		documents[path] = "GET, HEAD, OPTIONS"
+	}
 	t.Run("any page may read a document", func(t *testing.T) {
-		for _, path := range documentPaths {
+		for path := range documents {
 			for _, method := range []string{"GET", "HEAD", "POST"} { // 405 too, so that the page sees why
 				w := s.do(method, path, "", fields...)
 				equal(t, method+" "+path+": Access-Control-Allow-Origin", w.header.Get("Access-Control-Allow-Origin"), "*")
@@ -128,22 +134,22 @@ func TestCORS(t *testing.T) {
 		}
 	})
 	t.Run("a preflight of a document allows the headers asked for, for a day", func(t *testing.T) {
-		for _, path := range documentPaths {
+		for path, allow := range documents {
 			checkHeader(t, "OPTIONS "+path, s.do("OPTIONS", path, "", fields...).header, http.Header{
 				"Access-Control-Allow-Origin": {"*"}, "Access-Control-Allow-Methods": {"GET, HEAD"},
 				"Access-Control-Allow-Headers": {"x-a, x-b"}, "Access-Control-Max-Age": {"86400"},
-				"Allow": {"GET, HEAD, OPTIONS"}, "X-Content-Type-Options": {"nosniff"},
+				"Allow": {allow}, "X-Content-Type-Options": {"nosniff"},
 			})
 			without := s.do("OPTIONS", path, "", fields[:4]...)
 			equal(t, "headers allowed that were not requested", without.header.Get("Access-Control-Allow-Headers"), "")
 		}
 	})
-	t.Run("no page may take a token", func(t *testing.T) {
+	t.Run("no page may take a token, or read anything else that is no document", func(t *testing.T) {
 		for _, method := range []string{"POST", "OPTIONS", "GET"} {
-			for _, query := range []string{"", "?expired=x", "?fault=none"} {
-				for name := range s.do(method, "/auth"+query, "", fields...).header {
+			for _, path := range []string{"/auth", "/auth?expired=x", "/auth?fault=none", "/", "/faults/reads"} {
+				for name := range s.do(method, path, "", fields...).header {
 					if strings.HasPrefix(name, "Access-Control-") {
-						t.Errorf("%s /auth%s has the header %s; want no CORS", method, query, name)
+						t.Errorf("%s %s has the header %s; want no CORS", method, path, name)
 					}
 				}
 			}

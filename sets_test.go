@@ -205,7 +205,7 @@ func TestBrokenJWKSets(t *testing.T) {
 			equal(t, "Cache-Control", w.header.Get("Cache-Control"), "no-store")
 		})
 	})
-	for scheme, args := range map[string][]string{"http": nil, "https": tlsFlags(t)} {
+	for scheme, args := range map[string][]string{"http": {"-v"}, "https": tlsFlags(t)} {
 		t.Run("they are sent whole over "+scheme+", whatever the write timeout", func(t *testing.T) {
 			t.Parallel()
 			p := startProcess(t, withKey(t, args...)...)
