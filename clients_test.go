@@ -366,6 +366,7 @@ func TestClientLog(t *testing.T) {
 			{"others within a minute are not", time.Second, 41, "hacker", ""},
 			{"they are counted a minute later", 59 * time.Second, 1, "app", "client=app failures=42"},
 			{"a long id is cut", time.Minute, 1, strings.Repeat("x", 300), "client=" + strings.Repeat("x", 100) + " failures=1"},
+			{"a failure without an id is logged", time.Minute, 1, "", `client="" failures=1`},
 			{"an id cannot break a line", time.Minute, 1, "a\nlevel=INFO", `client="a\nlevel=INFO" failures=1`},
 		} {
 			time.Sleep(test.after)
