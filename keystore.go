@@ -192,11 +192,9 @@ func (s *keystore) fill(ctx context.Context, target time.Duration) error {
 			return s.restore()
 		}
 		if s.spare == nil {
-			private, err := s.generate(ctx)
-			if err != nil {
+			if err := s.generateSpare(ctx); err != nil {
 				return err
 			}
-			s.spare = private
 			continue // a replica may have made its own meanwhile
 		}
 		k := newKey(s.spare, s.nextExpiry(s.keys, now))
@@ -205,6 +203,29 @@ func (s *keystore) fill(ctx context.Context, target time.Duration) error {
 		}
 		s.replace(append(slices.Clone(s.keys), k), clock())
 		s.note(slog.LevelInfo, "key made", s.logFields(k)...)
+	}
+}
+
+// generateSpare generates the spare key. Meanwhile it picks up changes in the directory:
+// waiting for a turn and generating may take seconds, and a revocation must not wait for
+// them. The caller holds making.
+func (s *keystore) generateSpare(ctx context.Context) (err error) {
+	var private *rsa.PrivateKey
+	done := make(chan struct{})
+	go func() {
+		private, err = s.generate(ctx)
+		close(done)
+	}()
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-done:
+			s.spare = private
+			return err
+		case <-ticker.C:
+			s.refresh() // fill reports its error
+		}
 	}
 }
 

@@ -312,6 +312,21 @@ func TestRevocation(t *testing.T) {
 			check("when the .revoked file is gone", a, b, c)
 		})
 	}
+	bubble(t, "a key is revoked within two seconds, also while another one waits for its turn to be generated", func(t *testing.T) {
+		s := newTestServer(t)
+		revoked, name := s.store.keys[0], s.store.dir.path(s.store.keys[0].name())
+		keepRunning(t, s)
+		time.Sleep(10 * time.Minute)
+		release := takeAll(t, s.store.turns)
+		time.Sleep(2 * tick) // a key is due
+		ok(t, os.Rename(name+".pem", name+".revoked"))
+		time.Sleep(2 * tick)
+		equal(t, "the revoked key is published", s.set(t)[revoked.kid] != nil, false)
+		release()
+		synctest.Wait()
+		wantInLog(t, s.log, 1, `msg="key revoked"`)
+		wantInLog(t, s.log, 4, `msg="key made"`)
+	})
 	bubble(t, "a kid is revoked and has one expiry, whatever its other files say, also after a restart", func(t *testing.T) {
 		dir := keyDir(t.TempDir())
 		revoked, other := putKey(t, dir, 0, time.Hour), putKey(t, dir, 1, 2*time.Hour)
