@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -351,6 +352,74 @@ func TestHorizon(t *testing.T) {
 			t.Errorf("the distant key signs for %s; want its part of a queue", signs)
 		}
 	})
+}
+
+// A phase is a time with some flags.
+type phase struct {
+	lasts time.Duration
+	rotation
+}
+
+// published returns for how long each key is published before it signs, at least, while a
+// server lives through phases. It does not look at the first 30 hours.
+func published(t *testing.T, phases []phase) time.Duration {
+	t.Helper()
+	m := &model{files: map[string]key{}}
+	made := map[string]time.Time{}
+	now, shortest := epoch, time.Duration(math.MaxInt64)
+	for _, p := range phases {
+		m.rotation = p.rotation
+		for end := now.Add(p.lasts); now.Before(end); now = now.Add(3 * time.Minute) { // the slack is 5
+			m.pass(now)
+			for _, k := range m.keys {
+				if _, known := made[k.kid]; !known {
+					made[k.kid] = now
+				}
+			}
+			k, ok := m.signer(m.keys, now)
+			if !ok {
+				t.Fatalf("no key signs at %s", now)
+			}
+			if now.Sub(epoch) > 30*time.Hour {
+				shortest = min(shortest, now.Sub(made[k.kid]))
+			}
+		}
+	}
+	return shortest
+}
+
+func TestChangedLifetimes(t *testing.T) {
+	t.Parallel()
+	const m, h = time.Minute, time.Hour
+	policy := func(keyTTL, tokenTTL, publishAhead time.Duration) rotation {
+		return rotation{keyTTL: keyTTL, tokenTTL: tokenTTL, publishAhead: publishAhead}
+	}
+	for _, test := range []struct {
+		name     string
+		before   rotation
+		between  phase
+		after    rotation
+		tooEarly bool // a key signs before it has been published for publish-ahead
+	}{
+		{name: "longer keys", before: standard, after: policy(24*h, 10*m, 2*h)},
+		{name: "shorter tokens", before: policy(4*h, h, 2*h), after: policy(4*h, 10*m, 2*h)},
+		{name: "a longer publish-ahead", before: standard, after: policy(h, 10*m, 13*h)},
+		{name: "a shorter publish-ahead", before: policy(h, 10*m, 13*h), after: standard},
+		{name: "shorter keys at once", before: policy(24*h, 10*m, 2*h), after: standard, tooEarly: true},
+		{name: "shorter keys, with the old key-ttl added to publish-ahead until the old keys have expired",
+			before: policy(24*h, 10*m, 2*h), between: phase{lasts: 50 * h, rotation: policy(h, 10*m, 26*h)}, after: standard},
+		{name: "longer tokens at once", before: policy(4*h, 10*m, 2*h), after: policy(4*h, h, 2*h), tooEarly: true},
+		{name: "longer tokens, one publish-ahead after twice the difference was added to it",
+			before: policy(4*h, 10*m, 2*h), between: phase{lasts: 2 * h, rotation: policy(4*h, 10*m, 2*h+2*50*m)}, after: policy(4*h, h, 2*h)},
+	} {
+		tooEarly := false
+		for offset := time.Duration(0); offset < 24*h; offset += 311 * m { // at any moment in a key's life
+			first := phase{lasts: 48*h + offset, rotation: test.before}
+			shortest := published(t, []phase{first, test.between, {lasts: 30 * h, rotation: test.after}})
+			tooEarly = tooEarly || shortest < 2*h
+		}
+		equal(t, test.name+": a key signs too early", tooEarly, test.tooEarly)
+	}
 }
 
 var update = flag.Bool("update", false, "rewrite the drawings of the pages")
