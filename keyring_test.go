@@ -34,4 +34,12 @@ func TestKeyring(t *testing.T) {
 			equal(t, what+"published", len(s.store.published(now)), test.want)
 		}
 	})
+	t.Run("keys that expire at the same time are in the order of their kids on every server", func(t *testing.T) {
+		a, b := newKey(readyMade()[0], epoch), newKey(readyMade()[1], epoch) // which has the lesser kid
+		for _, keys := range [][]key{{a, b}, {b, a}} {
+			r := keyring{rotation: standard}
+			r.replace(keys, epoch)
+			equal(t, "keys", namesOf(r.keys), namesOf([]key{b, a}))
+		}
+	})
 }

@@ -101,6 +101,10 @@ func TestStore(t *testing.T) {
 		equal(t, "signer", got.key.kid, second.kid)
 		equal(t, "now", got.now, clock())
 	})
+	t.Run("the clock is the wall clock, which goes on while a laptop sleeps", func(t *testing.T) {
+		now := clock()
+		equal(t, "clock", now, now.Round(0)) // which has no monotonic clock reading
+	})
 	bubble(t, "a key is generated in a turn, which is released, and is not published", func(t *testing.T) {
 		s := newTestServer(t)
 		release := takeAll(t, s.store.turns)
@@ -420,6 +424,20 @@ func TestLostDirectory(t *testing.T) {
 		}
 		wantInLog(t, s.log, 3, "key stored again") // once for each key
 		equal(t, "the spare key is still there", s.store.spare == readyMade()[0], true)
+	})
+	bubble(t, "a missing key that cannot be stored keeps no other from being stored, and is an error", func(t *testing.T) {
+		s := newTestServer(t)
+		names := namesOf(s.store.keys)
+		for _, name := range names {
+			ok(t, os.Remove(s.store.dir.path(name+".pem")))
+		}
+		s.store.missing = s.store.keys
+		ok(t, os.Mkdir(s.store.dir.path(names[0]+".pem"), 0o700)) // in the way of the first
+		wantError(t, "restore", s.store.restore(), "cannot store a key")
+		equal(t, "stored", must(s.store.dir.list()).stored, names)
+		ok(t, os.Remove(s.store.dir.path(names[0]+".pem")))
+		s.store.dir = unwritable(t, s.store.dir)
+		wantError(t, "grow", s.store.grow(t.Context(), 0), "cannot store a key")
 	})
 	bubble(t, "a key that cannot be stored is kept to be stored later, and only once", func(t *testing.T) {
 		s := newTestServer(t, "-publish-ahead", "1s")

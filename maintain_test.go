@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"os"
 	"testing"
 	"testing/synctest"
@@ -75,6 +76,13 @@ func TestMaintenanceLog(t *testing.T) {
 		time.Sleep(tick)
 		count(t, s, 1, "recovered")
 		takeAll(t, s.store.making) // it hangs while the test ends
+	})
+	bubble(t, "a stop is not logged as an error", func(t *testing.T) {
+		s := newTestServer(t)
+		ctx, stop := context.WithCancel(t.Context())
+		stop()
+		s.store.maintain(ctx)
+		wantInLog(t, s.log, 0, "level=ERROR")
 	})
 	bubble(t, "an unwritable directory is logged only when a key has to be stored", func(t *testing.T) {
 		dir := keyDir(t.TempDir())

@@ -408,6 +408,19 @@ func TestKeysMadeOnDemand(t *testing.T) {
 			s.do("POST", "/auth?key="+kid, "").checkError(t, "an expired key", 400, "invalid_request")
 		})
 	})
+	bubble(t, "a request waits two seconds for the turn in which its key is made", func(t *testing.T) {
+		s := newServerWithKey(t)
+		defer takeAll(t, s.store.turns)()
+		begin := time.Now()
+		s.do("POST", "/auth?key=new", "").checkError(t, "key=new", 503, "temporarily_unavailable")
+		equal(t, "waited", time.Since(begin), maxWait)
+	})
+	bubble(t, "a set with a fault has a key to sign with, even if all keys have expired", func(t *testing.T) {
+		s := newServerWithKey(t)
+		s.setFault(t, "reversed")
+		time.Sleep(time.Hour)
+		equal(t, "keys", len(s.set(t)), 1)
+	})
 	t.Run("a request that was canceled while its key was made publishes nothing", func(t *testing.T) {
 		s := newServerWithKey(t)
 		o, err := s.tester.parseOptions(canceledUnnoticed{t.Context()}, url.Values{"key": {"new"}}, time.Minute)
