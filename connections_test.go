@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"slices"
@@ -72,7 +73,7 @@ func TestTheConnectionThatHasBeenIdleLongestIsClosedForANewOne(t *testing.T) {
 	} {
 		var closed []string
 		conns := map[string]net.Conn{}
-		limit := newConnectionLimit(3, newLogger(t.Output(), false))
+		limit := newConnectionLimit(3, newLogger(t.Output(), false, slog.LevelInfo))
 		for _, e := range test.events {
 			if conns[e.name] == nil {
 				conns[e.name] = &fakeConn{name: e.name, closed: &closed}
@@ -86,7 +87,7 @@ func TestTheConnectionThatHasBeenIdleLongestIsClosedForANewOne(t *testing.T) {
 func TestAReachedConnectionLimitIsLoggedOnceAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log lockedBuffer
-		limit := newConnectionLimit(1, newLogger(&log, false))
+		limit := newConnectionLimit(1, newLogger(&log, false, slog.LevelInfo))
 		for range 122 {
 			limit.track(&fakeConn{closed: new([]string)}, http.StateNew)
 			time.Sleep(time.Second)
@@ -103,7 +104,7 @@ func TestClosingAConnectionDoesNotWaitForItsClient(t *testing.T) {
 		server, client := tls.Server(near, testTLS().TLS), tls.Client(far, &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12})
 		go client.Handshake()
 		ok(t, server.Handshake())
-		limit := newConnectionLimit(1, newLogger(t.Output(), false))
+		limit := newConnectionLimit(1, newLogger(t.Output(), false, slog.LevelInfo))
 		limit.track(server, http.StateNew)
 		start := time.Now()
 		limit.track(&fakeConn{}, http.StateNew)

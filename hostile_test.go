@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -195,7 +196,7 @@ func TestAnHTTP2ConnectionThatIsNotReadIsClosed(t *testing.T) {
 		near, far := net.Pipe() // without a buffer, so that a write waits for a reader
 		listener := &pipeListener{connections: make(chan net.Conn), closed: make(chan struct{})}
 		secure := &tls.Config{Certificates: testTLS().TLS.Certificates, NextProtos: []string{"h2"}}
-		server := newHTTPServer(newServerWithKey(t).routes(), newLogger(t.Output(), false))
+		server := newHTTPServer(newServerWithKey(t).routes(), newLogger(t.Output(), false, slog.LevelInfo))
 		go server.Serve(tls.NewListener(listener, secure))
 		defer server.Close()
 		listener.connections <- near

@@ -10,12 +10,13 @@ import (
 	"time"
 )
 
-// newLogger returns a logger that writes JSON or text to w.
-func newLogger(w io.Writer, asJSON bool) *slog.Logger {
+// newLogger returns a logger that writes JSON or text to w, from the lowest level on.
+func newLogger(w io.Writer, asJSON bool, lowest slog.Level) *slog.Logger {
+	options := &slog.HandlerOptions{Level: lowest}
 	if asJSON {
-		return slog.New(slog.NewJSONHandler(w, nil))
+		return slog.New(slog.NewJSONHandler(w, options))
 	}
-	return slog.New(slog.NewTextHandler(w, nil))
+	return slog.New(slog.NewTextHandler(w, options))
 }
 
 // oneLine returns the text of err in one line, however many errors it joins.
@@ -86,7 +87,7 @@ func (w *logWriter) take() []byte {
 	lines := w.unwritten
 	if w.dropped > 0 {
 		var line bytes.Buffer
-		newLogger(&line, w.asJSON).Warn("log lines dropped", "count", w.dropped)
+		newLogger(&line, w.asJSON, slog.LevelWarn).Warn("log lines dropped", "count", w.dropped)
 		lines = append(lines, line.Bytes()...)
 	}
 	w.unwritten, w.written, w.dropped = w.written[:0], lines, 0

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -44,7 +45,7 @@ func submatches(log, pattern string) (found []string) {
 func TestTheErrorLogHasOneLineAMinuteAndKind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log lockedBuffer
-		errorLog := newHTTPServer(nil, newLogger(&log, false)).ErrorLog
+		errorLog := newHTTPServer(nil, newLogger(&log, false, slog.LevelInfo)).ErrorLog
 		for range 180 {
 			errorLog.Print("http: TLS handshake error from 127.0.0.1:1: EOF")
 			errorLog.Print("http2: server connection error from 127.0.0.1:1: PROTOCOL_ERROR")
@@ -74,7 +75,7 @@ func TestTheErrorLogHasOneLineAMinuteAndKind(t *testing.T) {
 
 func TestAPanicOfAHandlerIsLoggedAsAPanic(t *testing.T) {
 	var log lockedBuffer
-	server := newHTTPServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("ouch") }), newLogger(&log, false))
+	server := newHTTPServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("ouch") }), newLogger(&log, false, slog.LevelInfo))
 	listener := must(net.Listen("tcp", "127.0.0.1:0"))
 	go server.Serve(listener)
 	defer server.Close()

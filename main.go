@@ -51,7 +51,7 @@ func exitStatus(err error, stderr io.Writer, asJSON bool) int {
 	case err == nil, errors.Is(err, flag.ErrHelp), errors.Is(err, context.Canceled):
 		return 0
 	case asJSON:
-		newLogger(stderr, true).Error("jwks-server failed", "error", oneLine(err))
+		newLogger(stderr, true, slog.LevelError).Error("jwks-server failed", "error", oneLine(err))
 	default:
 		fmt.Fprintf(stderr, "jwks-server: %s\n", oneLine(err))
 	}
@@ -78,8 +78,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 }
 
 // serve serves until ctx is canceled, then drains in-flight requests. It calls ready with
-// the base URL once it serves, and logs to stderr. It listens before it opens the keys, so
-// that a start on a busy port leaves nothing behind.
+// the base URL once it serves, and logs to stderr; during a check only warnings and errors.
+// It listens before it opens the keys, so that a start on a busy port leaves nothing behind.
 func serve(ctx context.Context, c config, stderr io.Writer, ready func(base string)) error {
 	clients, secure, err := c.readFiles()
 	if err != nil {
@@ -90,7 +90,11 @@ func serve(ctx context.Context, c config, stderr io.Writer, ready func(base stri
 		return fmt.Errorf("cannot listen on %s: %w; choose another address with -addr", c.addr, err)
 	}
 	defer closeAll(listeners)
-	logger := newLogger(stderr, c.logJSON)
+	lowest := slog.LevelInfo
+	if c.service != "" {
+		lowest = slog.LevelWarn // because a terminal shows the log between the rows of the check
+	}
+	logger := newLogger(stderr, c.logJSON, lowest)
 	store, err := await(ctx, func() (*keystore, error) {
 		return openKeystore(ctx, keyDir(c.keys), c.rotation, c.bits, logger)
 	})
@@ -154,7 +158,7 @@ func (c config) readFiles() (clients registry, secure *tls.Config, err error) {
 func (c config) announce(logger *slog.Logger, issuer, base string, listeners []net.Listener) {
 	logger.Info("serving", "issuer", cmp.Or(issuer, "the URL of each request"),
 		"jwks", base+"/.well-known/jwks.json", "tokens", base+"/auth", "keys", c.keys)
-	if c.keys == "" {
+	if c.keys == "" && c.service == "" {
 		logger.Warn("keys are in memory only: a restart loses them, and invalidates the tokens that they signed")
 	}
 	remote := func(l net.Listener) bool { return !l.Addr().(*net.TCPAddr).IP.IsLoopback() }
