@@ -224,6 +224,41 @@ func TestReplicas(t *testing.T) {
 	})
 }
 
+func TestAReaderOfACopyOfTheKeys(t *testing.T) {
+	for _, test := range []struct {
+		name        string
+		flags       []string
+		copiedEvery time.Duration
+		wantErrors  bool
+	}{
+		{name: "10 minutes less of publish-ahead", flags: []string{"-publish-ahead", "1h50m"}, copiedEvery: 5 * time.Minute},
+		{name: "a copy that falls behind", flags: []string{"-publish-ahead", "1h50m"}, copiedEvery: time.Hour, wantErrors: true},
+		{name: "flags of the writer", copiedEvery: 5 * time.Minute, wantErrors: true},
+	} {
+		bubble(t, test.name, func(t *testing.T) {
+			writer := newTestServer(t)
+			dir := keyDir(t.TempDir())
+			copyKeys := func() {
+				for _, name := range must(writer.store.dir.list()).stored {
+					writeFile(t, dir, name+".pem", string(must(os.ReadFile(writer.store.dir.path(name+".pem")))))
+				}
+			}
+			copyKeys()
+			reader := newTestServer(t, append(test.flags, "-keys", string(unwritable(t, dir)))...)
+			keepRunning(t, writer)
+			keepRunning(t, reader)
+			for range 5 * time.Hour / test.copiedEvery {
+				time.Sleep(test.copiedEvery)
+				equal(t, "signer", signer(t, reader).kid, signer(t, writer).kid)
+				copyKeys()
+			}
+			synctest.Wait()
+			equal(t, "the reader logs errors", strings.Contains(reader.log.String(), "level=ERROR"), test.wantErrors)
+			wantInLog(t, reader.log, 0, "expires too far ahead")
+		})
+	}
+}
+
 // TestReturningServers is about servers that have not seen their directory for longer than
 // the keys in memory sign.
 func TestReturningServers(t *testing.T) {
