@@ -29,9 +29,9 @@ const (
 // A keyDir is a directory of key files. Servers that use the same one share its keys.
 // The empty keyDir stores nothing.
 //
-// The file EXPIRY.KID.pem holds a key. EXPIRY.KID.revoked or EXPIRY.KID.pem.revoked revokes
-// the key with this kid, whatever expiry other files of it name. Other files are ignored,
-// and so are those whose names begin with a dot.
+// The file EXPIRY.KID.pem holds a key. EXPIRY.KID.revoked, EXPIRY.KID.pem.revoked or
+// KID.revoked revokes the key with this kid, whatever expiry other files of it name. Other
+// files are ignored, and so are those whose names begin with a dot.
 type keyDir string
 
 func (d keyDir) path(file string) string { return filepath.Join(string(d), file) }

@@ -256,7 +256,7 @@ func (s *keystore) refresh() error {
 	s.dir.remove(files, now)
 	for _, name := range files.revoked {
 		_, kid, _ := parseName(name)
-		s.revoked[kid] = true
+		s.revoked[cmp.Or(kid, name)] = true // name is the kid in KID.revoked
 	}
 	c := compare(s.keys, files.stored, s.revoked, now)
 	if len(c.kept) < len(s.keys) {

@@ -323,6 +323,9 @@ func TestRevocation(t *testing.T) {
 	}{
 		{name: "renamed to NAME.revoked", revoke: func(pem, name string) error { return os.Rename(pem, name+".revoked") }},
 		{name: "renamed to NAME.pem.revoked", revoke: func(pem, name string) error { return os.Rename(pem, pem+".revoked") }},
+		{name: "beside NAME.pem, by its kid", revoke: func(pem, name string) error {
+			return os.WriteFile(filepath.Join(filepath.Dir(pem), kidOfName(filepath.Base(name))+".revoked"), nil, 0o600)
+		}},
 		{name: "beside NAME.pem, empty", revoke: func(pem, name string) error { return os.WriteFile(name+".revoked", nil, 0o600) }},
 	} {
 		bubble(t, "a revoked key is neither published nor signs/"+test.name, func(t *testing.T) {
