@@ -236,6 +236,9 @@ func (c *serviceCheck) explainNewKey() {
 	t := c.before
 	switch {
 	case c.stopped(), t.answer.void != "", t.answer.accepted():
+	case t.mixed:
+		c.tap.comment("new-key: some tokens of the new key were accepted and others refused: the service may have several workers, each with a " +
+			"copy of the JWK Set that it reads on its own; with a longer -check-wait the rows that are skipped below may be tried")
 	case t.reads > 0:
 		c.tap.comment("new-key: the service read the JWK Set after the new key was published, and still did not accept its tokens")
 	case c.readsBefore > 0:

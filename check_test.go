@@ -429,6 +429,39 @@ func TestCheckFindsHowAServiceReadsKeys(t *testing.T) {
 	}
 }
 
+// Workers that read the JWK Set on their own are judged by all of them.
+func TestCheckFindsHowWorkersReadKeys(t *testing.T) {
+	t.Parallel()
+	for _, test := range []serviceTest{
+		{name: "each reads it every 3 s at most",
+			wrap: workers(8, func(_ int, v *protectedService) { v.limit, v.refill = 1, 3*time.Second }),
+			lines: []string{
+				"ok - known-reads: 10 good tokens cost 0 reads of the JWK Set",
+				"ok - new-key-after: accepted after 3.",
+				"ok - removed-key: accepted for 10.0 s and longer, with ",
+			}},
+		{name: "a read that fails costs all keys of two workers", notOK: brokenSets("?"),
+			wrap:  workers(2, func(_ int, v *protectedService) { v.replace = true }),
+			lines: []string{"not ok - sets/error: a known key: accepted with 200 in 0.0 s during the read, refused with 401 in 0.0 s after it; "}},
+		{name: "a read that fails costs all keys of eight workers", notOK: append(brokenSets("?"), "unknown-keys?"),
+			wrap: workers(8, func(_ int, v *protectedService) { v.replace = true })},
+		{name: "one of three reads it at its start only", notOK: []string{"new-key?"}, skipped: needNewKey(),
+			wrap: workers(3, func(worker int, v *protectedService) {
+				if worker == 1 {
+					v.update()
+					v.limit = -1
+				}
+			}),
+			lines: []string{
+				"not ok - new-key: refused with 401 for 10.0 s, with 2 reads of the JWK Set, and accepted in between # TODO ",
+				"# new-key: some tokens of the new key were accepted and others refused: the service may have several workers",
+			}},
+	} {
+		test.faults = fewFaults
+		test.run(t)
+	}
+}
+
 func TestCheckFindsTokensThatCrashAService(t *testing.T) {
 	t.Parallel()
 	for _, test := range []serviceTest{

@@ -77,14 +77,17 @@ func (c *serviceCheck) newKeyBefore() result {
 }
 
 func (c *serviceCheck) knownReads() result {
-	const tokens, allowed = 10, 2
-	before := c.reads().JWKS
-	for range tokens {
-		if a := c.ask(c.good); !a.accepted() {
-			return skipped("a good token: %s", a)
+	const tokens, allowed, rounds = 10, 2, 3
+	reads := allowed + 1
+	for round := 0; round < rounds && reads > allowed; round++ { // each worker of a service may read it once
+		before := c.reads().JWKS
+		for range tokens {
+			if a := c.ask(c.good); !a.accepted() {
+				return skipped("a good token: %s", a)
+			}
 		}
+		reads = c.reads().JWKS - before
 	}
-	reads := c.reads().JWKS - before
 	text := fmt.Sprintf("%d good tokens cost %s of the JWK Set", tokens, count(reads, "read"))
 	if reads > allowed {
 		return advised(otherwise, text, fmt.Sprintf("they should cost %d reads at most: otherwise each request depends on the issuer", allowed))

@@ -314,6 +314,22 @@ func (v *protectedService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// workers returns a service that hands requests to n workers in turn. Each is a service of its own,
+// with its own copy of the JWK Set.
+func workers(n int, deviate func(worker int, v *protectedService)) func(*checkTest, http.Handler) http.Handler {
+	return func(c *checkTest, _ http.Handler) http.Handler {
+		var list []*protectedService
+		for i := range n {
+			list = append(list, c.service())
+			deviate(i, list[i])
+		}
+		var turn atomic.Int64
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			list[int(turn.Add(1))%n].ServeHTTP(w, r)
+		})
+	}
+}
+
 // atCrit returns a service that does something else with tokens that have crit.
 func atCrit(do func(http.ResponseWriter, *http.Request)) func(*checkTest, http.Handler) http.Handler {
 	return func(_ *checkTest, next http.Handler) http.Handler {
