@@ -164,7 +164,7 @@ func (c *serviceCheck) addRecovery(r result, known answer, after time.Duration) 
 	t := c.tryNewKey(c.wait, c.ask)
 	r.text += fmt.Sprintf(", a new one is %s", within(t.answer, t.after))
 	if !known.accepted() && t.answer.accepted() {
-		r.text += fmt.Sprintf(", and then the known one is %s", c.ask(c.good).brief())
+		r.text += fmt.Sprintf(", and then the known one is %s", c.askInARow(c.good, c.ask).brief())
 	}
 	return r
 }
