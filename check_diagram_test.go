@@ -137,7 +137,7 @@ func (r *recording) draw() string {
 			switch {
 			case s.from == s.to && s.from.After(from) && !s.from.After(to):
 				fmt.Fprintf(&b, "<use href=\"#%s\" x=\"%.1f\" y=\"%d\"/>\n", s.class, x(s.from), y+8)
-			case s.class != "" && width > 1:
+			case s.class != "" && width > 2:
 				fmt.Fprintf(&b, "<rect class=\"%s\" x=\"%.1f\" y=\"%d\" width=\"%.1f\" height=\"16\"/>\n", s.class, x(s.from), y, width)
 				if s.lane == setLane {
 					text(x(s.from)+width/2, y+13, "middle", s.class)

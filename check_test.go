@@ -420,6 +420,22 @@ func TestCheckFindsHowAServiceReadsKeys(t *testing.T) {
 		{name: "the JWK Set is read every 5 s",
 			deviate: func(v *protectedService) { v.maxAge = 5 * time.Second },
 			lines:   []string{"ok - removed-key: refused after "}},
+		{name: "the JWK Set is read in the background, and a read that fails costs all keys", notOK: brokenSets("?"),
+			deviate: func(v *protectedService) { v.replace = true },
+			wrap:    every(time.Second),
+			lines:   []string{"not ok - sets/slow: a known key: accepted with 200 in 0.0 s during the read, refused with 401 in 0.0 s after it; "}},
+		{name: "the JWK Set is read in the background for each unknown key", notOK: []string{"unknown-keys?"},
+			deviate: func(v *protectedService) {
+				v.limit = -1
+				v.update()
+				v.answer = func(_ string, err error) int {
+					if errors.Is(err, errUnknownKey) {
+						time.AfterFunc(50*time.Millisecond, v.update)
+					}
+					return 0
+				}
+			},
+			lines: []string{"not ok - unknown-keys: 20 tokens of unknown keys cost 20 reads of the JWK Set: "}},
 		{name: "no token is verified during a read", notOK: []string{"sets/slow?"},
 			deviate: func(v *protectedService) { v.locked = make(chan struct{}, 1) },
 			lines:   []string{"not ok - sets/slow: a known key: no answer within 10 s during the read, accepted with 200"}},

@@ -314,6 +314,23 @@ func (v *protectedService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// every returns a service that reads the JWK Set at intervals, in the background.
+func every(interval time.Duration) func(*checkTest, http.Handler) http.Handler {
+	return func(c *checkTest, next http.Handler) http.Handler {
+		v := next.(*protectedService)
+		v.limit = -1
+		v.update()
+		ctx := c.t.Context()
+		go func() {
+			for ctx.Err() == nil {
+				sleep(ctx, interval)
+				v.update()
+			}
+		}()
+		return v
+	}
+}
+
 // workers returns a service that hands requests to n workers in turn. Each is a service of its own,
 // with its own copy of the JWK Set.
 func workers(n int, deviate func(worker int, v *protectedService)) func(*checkTest, http.Handler) http.Handler {

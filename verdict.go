@@ -279,6 +279,7 @@ type keyTrial struct {
 	answer   answer        // the last one
 	crash    string        // the first crash, also if a token was accepted later
 	mixed    bool          // a token was accepted and a later one was not
+	late     bool          // the first token was not accepted
 	after    time.Duration // the first of the accepted answers or else the last answer, after the key was published
 	reads    int           // of the JWK Set, from then on
 }
@@ -294,6 +295,7 @@ func (c *serviceCheck) tryNewKey(limit time.Duration, ask func(question) answer)
 	for range c.attempts(limit) {
 		t.answer = ask(t.token)
 		t.after, t.reads = time.Since(start), c.reads().JWKS-before
+		t.late = t.late || !t.answer.accepted()
 		if t.answer.accepted() {
 			t.answer = c.askInARow(t.token, ask)
 			t.mixed = t.mixed || !t.answer.accepted()
