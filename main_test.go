@@ -517,6 +517,7 @@ func TestTheServerAnswersAtAllAddressesOfLocalhost(t *testing.T) {
 var layout = []string{
 	"main.go",
 	"check.go",
+	"checkkeys.go",
 	"checksets.go",
 	"checkrows.go",
 	"verdict.go",
