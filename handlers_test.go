@@ -240,6 +240,18 @@ func TestTurns(t *testing.T) {
 		time.AfterFunc(time.Second, release)
 		ask(t, s, t.Context(), "/auth", 2*time.Second).checkError(t, "one more", 503, busy)
 	})
+	bubble("a turn covers the signature, and the body is not parsed before it", func(t *testing.T, s *testServer) {
+		free := -1
+		options := tokenOptions{lifetime: time.Minute, sign: func(d *draft) (string, error) {
+			free = len(s.store.turns.turns)
+			return d.sign()
+		}}
+		must(s.issue(httptest.NewRequest("POST", "/auth", nil), options, nil))
+		equal(t, "free turns during the signature", free, cap(s.store.turns.turns)-1)
+		equal(t, "free turns afterwards", len(s.store.turns.turns), cap(s.store.turns.turns))
+		takeAll(s)
+		s.do("POST", "/auth", "{").checkError(t, "an invalid body without a turn", 503, busy)
+	})
 	bubble("a turn is over before the answer is written", func(t *testing.T, s *testServer) {
 		takeAll(s)()
 		for _, path := range []string{"/auth", "/auth?fault=jwk", "/auth?fault=x", "/faults/jwks.json"} {

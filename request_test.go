@@ -217,6 +217,10 @@ func TestBody(t *testing.T) {
 			}
 		}
 	})
+	t.Run("it may have 128 claims", func(t *testing.T) {
+		_, claims := parts(t, s.token(t, "", members(128)))
+		equal(t, "the last claim", claims["c127"], any(json.Number("0")))
+	})
 	t.Run("it has 16 KiB at most, white space and all", func(t *testing.T) {
 		for _, format := range []string{`{"pad":"%s"}`, "pad=%s", `%s{"sub":"alice"}`} {
 			fill := func(size int) string {
