@@ -129,6 +129,14 @@ func TestClientsFile(t *testing.T) {
 			}
 		})
 	}
+	t.Run("of two credentials the first one counts", func(t *testing.T) {
+		clients := must(readClients(clientsFile(t)))
+		one, other := credential{id: "one", secret: secretsOf["one"]}, credential{id: "other", secret: secretsOf["other"]}
+		for _, list := range [][]credential{{one, other}, {one}, {{id: "one", secret: "x"}, one}, {{id: "x"}, one}} {
+			id, _ := clients.authenticate(list)
+			equal(t, "the client", id, "one")
+		}
+	})
 	t.Run("what the server sets cannot be registered", func(t *testing.T) {
 		for _, name := range []string{"sub", "client_id", "exp", "iat", "nbf", "jti"} {
 			_, err := parseClients([]byte(claims(`"` + name + `":null`)[0]))

@@ -549,6 +549,17 @@ func TestCatalogue(t *testing.T) {
 			equal(t, "typ of the fault, with -typ "+typ, header["typ"], any(want))
 		}
 	})
+	t.Run("the fault access-token is JWT if all other tokens are access tokens, in any case of letters", func(t *testing.T) {
+		header, _ := parts(t, newServerWithKey(t, "-typ", "AT+JWT").token(t, "?fault=access-token", ""))
+		equal(t, "typ", header["typ"], any("JWT"))
+	})
+	t.Run("the untrusted key has the size of the others, and its certificate is valid for years", func(t *testing.T) {
+		k := must(newTester(3072).generate())
+		equal(t, "bits", k.private.N.BitLen(), 3072)
+		cert := certificate(t, must(base64.StdEncoding.DecodeString(k.certificate)))
+		years := time.Until(cert.NotAfter) / (365 * 24 * time.Hour)
+		equal(t, "the certificate is valid for five years or more", years >= 5, true)
+	})
 	t.Run("the untrusted key and its certificate are generated once", func(t *testing.T) {
 		for _, query := range []string{"?fault=jku", "?expired=key", "?fault=jku"} {
 			equal(t, "kid of "+query, kidOf(t, s.token(t, query, "")), untrusted.kid)

@@ -2,6 +2,9 @@ package main
 
 import (
 	"context"
+	"crypto/ecdh"
+	"crypto/ed25519"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -89,6 +92,20 @@ func TestOddJWKSets(t *testing.T) {
 		equal(t, "the set", w.body, good.body)
 		checkHeader(t, "the good set", w.header, good.header)
 	})
+}
+
+// TestKeysThatOddSetsAdd shows that nothing but their kind keeps verifiers from using them.
+func TestKeysThatOddSetsAdd(t *testing.T) {
+	decode := func(k map[string]any, member string) []byte {
+		text, _ := k[member].(string)
+		return must(base64.RawURLEncoding.Strict().DecodeString(text))
+	}
+	ec := ecKey("kid")
+	_, err := ecdh.P256().NewPublicKey(slices.Concat([]byte{4}, decode(ec, "x"), decode(ec, "y")))
+	wantError(t, "the point of the EC key", err, "")
+	equal(t, "bytes of the Ed25519 key", len(decode(edKey, "x")), ed25519.PublicKeySize)
+	equal(t, "bytes of the ML-DSA-44 key", len(decode(unknownKty, "pub")), 1312) // FIPS 204 table 2
+	equal(t, "alg of the key on an unknown curve", unknownCurve["alg"], nil)     // no alg has this curve
 }
 
 // checkOddSet checks that an odd set has all good keys and its oddity, and nothing else.
