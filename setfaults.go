@@ -209,7 +209,7 @@ func responding(mediaType, body string) func(http.ResponseWriter, *http.Request,
 }
 
 func respondSlowly(w http.ResponseWriter, r *http.Request, good *document) error {
-	extendDeadlines(w, slowSet+slowClients)
+	extendWriteDeadline(w, slowSet+slowClients)
 	select {
 	case <-time.After(slowSet):
 	case <-r.Context().Done():
@@ -219,7 +219,7 @@ func respondSlowly(w http.ResponseWriter, r *http.Request, good *document) error
 }
 
 func respondHugely(w http.ResponseWriter, r *http.Request, good *document) error {
-	extendDeadlines(w, slowClients)
+	extendWriteDeadline(w, slowClients)
 	padding := bytes.Repeat([]byte("x"), 64<<10)
 	before := `{"padding":"`
 	err := responding("application/json", before)(w, r, nil)
@@ -230,9 +230,7 @@ func respondHugely(w http.ResponseWriter, r *http.Request, good *document) error
 	return nil
 }
 
-// extendDeadlines lets a response take d, however long others may take.
-func extendDeadlines(w http.ResponseWriter, d time.Duration) {
-	c := http.NewResponseController(w)
-	c.SetReadDeadline(time.Now().Add(d)) // because a missed one cancels the context of the request
-	c.SetWriteDeadline(time.Now().Add(d))
+// extendWriteDeadline lets a response take d, however long others may take.
+func extendWriteDeadline(w http.ResponseWriter, d time.Duration) {
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(d))
 }
