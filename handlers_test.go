@@ -227,7 +227,7 @@ func TestTurns(t *testing.T) {
 	const busy = "temporarily_unavailable"
 	bubble("a request waits for its turn for two seconds", func(t *testing.T, s *testServer) {
 		takeAll(s)
-		for _, path := range []string{"/auth", "/auth?expired=key", "/auth?fault=none"} {
+		for _, path := range []string{"/auth", "/auth?expired=key", "/auth?fault=none", "/auth?key=new"} {
 			ask(t, s, t.Context(), path, 2*time.Second).checkError(t, path, 503, busy)
 		}
 	})
