@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"slices"
@@ -58,7 +59,7 @@ var addedKeys = map[string][]map[string]any{
 	"unknown-alg":    {{"kty": "RSA", "alg": "XS256"}},
 	"unknown-curve":  {{"kty": "EC", "crv": "P-257"}},
 	"other-kinds":    {{"kty": "EC", "crv": "P-256", "alg": "ES256"}, {"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA"}},
-	"encryption-key": {{"kty": "RSA", "use": "enc"}},
+	"encryption-key": {{"kty": "RSA", "use": "enc", "alg": "RSA-OAEP-256"}},
 }
 
 func TestOddJWKSets(t *testing.T) {
@@ -220,6 +221,17 @@ func TestBrokenJWKSets(t *testing.T) {
 			equal(t, "time", time.Since(began), 20*time.Second)
 			equal(t, "body", w.body, good.body)
 			equal(t, "Cache-Control", w.header.Get("Cache-Control"), "no-store")
+		})
+	})
+	t.Run("slow ends when its client goes away", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s := newServerWithKey(t)
+			s.setFault(t, "slow")
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			began := time.Now()
+			s.send(httptest.NewRequestWithContext(ctx, "GET", jwksPath, nil))
+			equal(t, "time", time.Since(began), time.Second)
 		})
 	})
 	for scheme, args := range map[string][]string{"http": {"-v"}, "https": tlsFlags(t)} {
