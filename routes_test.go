@@ -133,6 +133,13 @@ func TestCORS(t *testing.T) {
 			}
 		}
 	})
+	t.Run("any page may read the documents of a server with clients", func(t *testing.T) {
+		closed := newServerWithKey(t, "-clients", clientsFile(t))
+		for _, path := range []string{jwksPath, discoveryPath, oauthPath} {
+			w := closed.do("GET", path, "", fields...)
+			equal(t, path+": Access-Control-Allow-Origin", w.header.Get("Access-Control-Allow-Origin"), "*")
+		}
+	})
 	t.Run("a preflight of a document allows the headers asked for, for a day", func(t *testing.T) {
 		for path, allow := range documents {
 			checkHeader(t, "OPTIONS "+path, s.do("OPTIONS", path, "", fields...).header, http.Header{
