@@ -184,6 +184,9 @@ func (c *serviceCheck) run() {
 	for _, f := range faults {
 		c.row(f.Fault, f.Refuse, func() result {
 			a := c.judge(c.fault(f.Fault))
+			if a.refused() && (f.Fault == "jku" || f.Fault == "x5u") {
+				a.void = c.strayURL(f.Fault)
+			}
 			c.answers[f.Fault] = a
 			return verdict(a, f.Refuse, f.reason())
 		})

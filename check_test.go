@@ -276,21 +276,36 @@ func TestCheckFindsHoles(t *testing.T) {
 		{name: "typ is ignored", notOK: []string{"type?"},
 			deviate: func(v *protectedService) { v.omit = []string{"typ"} }},
 		{name: "the URL in jku is read", notOK: []string{"jku", "lookups"},
-			deviate: func(v *protectedService) {
-				v.trust = func(t *jwt.Token) any {
-					jku, ok := t.Header["jku"].(string)
-					if !ok {
-						return nil
-					}
-					keys, _, _ := v.read(jku)
-					return keys[t.Header["kid"].(string)].public
-				}
-			},
+			deviate: func(v *protectedService) { v.trust = v.trustJKU },
 			lines: []string{
 				"not ok - lookups: the service read the jku of tokens 1 time and the x5u 0 times: anyone can make it send requests",
 				"# accepted, and must be refused: jku",
 				"# other deviations: lookups",
 			}},
+		{name: "the URL in jku is read, but leads nowhere", skipped: []string{"jku", "x5u", "lookups"},
+			deviate: func(v *protectedService) {
+				v.trust = v.trustJKU
+				v.server, v.issuer = v.issuer, "http://elsewhere.test"
+			},
+			wrap: func(c *checkTest, next http.Handler) http.Handler {
+				c.server.issuer = "http://elsewhere.test"
+				return next
+			},
+			lines: []string{
+				"ok - jku # SKIP refused, but http://elsewhere.test/faults/jwks.json does not lead to the server at http://issuer.test, ",
+				"ok - lookups # SKIP jku or x5u got no verdict",
+			}},
+		{name: "the URL in jku is read, and the server has two names", notOK: []string{"jku", "lookups"},
+			deviate: func(v *protectedService) {
+				v.trust = v.trustJKU
+				v.server, v.issuer = v.issuer, "http://elsewhere.test"
+			},
+			wrap: func(c *checkTest, next http.Handler) http.Handler {
+				c.server.issuer = "http://elsewhere.test"
+				c.serve(c.t, "elsewhere.test:80", c.server.routes())
+				return next
+			},
+			lines: []string{"not ok - lookups: the service read the jku of tokens 1 time and the x5u 0 times: "}},
 		{name: "Basic is as good as Bearer", notOK: []string{"basic"},
 			wrap: func(_ *checkTest, next http.Handler) http.Handler {
 				return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -100,6 +100,7 @@ type testToken struct {
 	token    string
 	typ, kid string
 	claims   string // JSON
+	keyURL   string // in jku or x5u; may be empty
 	lifetime time.Duration
 }
 
@@ -117,11 +118,11 @@ func (s serverClient) token(ctx context.Context, query string) (testToken, error
 	if len(encoded) != 3 {
 		return t, nil // a bad one
 	}
-	var header struct{ Typ, Kid string }
+	var header struct{ Typ, Kid, JKU, X5U string }
 	text, _ := base64.RawURLEncoding.DecodeString(encoded[0])
 	json.Unmarshal(text, &header)
 	claims, _ := base64.RawURLEncoding.DecodeString(encoded[1])
-	t.typ, t.kid, t.claims = header.Typ, header.Kid, string(claims)
+	t.typ, t.kid, t.claims, t.keyURL = header.Typ, header.Kid, string(claims), header.JKU+header.X5U
 	return t, nil
 }
 

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"regexp"
 	"strings"
 	"time"
 )
+
+const keyURLLimit = 3 * time.Second // how long the URL in jku or x5u of a token may take
 
 // verdict returns the result of a row about a token that a service must, should, may or must never
 // refuse.
@@ -93,6 +96,29 @@ func (c *serviceCheck) knownReads() result {
 		return advised(otherwise, text, fmt.Sprintf("they should cost %d reads at most: otherwise each request depends on the issuer", allowed))
 	}
 	return passed("%s", text)
+}
+
+// strayURL returns why it says nothing that the token with jku, or with x5u, was refused, or "".
+// Its URL begins with the issuer. If that does not lead to the server, a service that trusts the
+// URL gets no key from it.
+func (c *serviceCheck) strayURL(name string) string {
+	t, err := c.server.token(c.ctx, "?fault="+name)
+	c.must(err)
+	if strings.HasPrefix(t.keyURL, c.server.base+"/") {
+		return ""
+	}
+	before := c.reads()
+	ctx, cancel := context.WithTimeout(c.ctx, keyURLLimit)
+	defer cancel()
+	serverClient{base: t.keyURL, http: c.server.http}.send(ctx, "GET", "")
+	after := c.reads()
+	c.start.JKU += after.JKU - before.JKU
+	c.start.X5U += after.X5U - before.X5U
+	if after.JKU+after.X5U > before.JKU+before.X5U {
+		return ""
+	}
+	return fmt.Sprintf("refused, but %s does not lead to the server at %s, so a service that reads it gets no key: "+
+		"set -issuer to a URL of the server", t.keyURL, c.server.base)
 }
 
 func (c *serviceCheck) lookups() result {

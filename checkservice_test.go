@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rsa"
 	"encoding/base64"
@@ -90,6 +91,7 @@ func (l *pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net:
 // client only: it reads the JWK Set when it meets an unknown key, five times in a row at most.
 type protectedService struct {
 	issuer string
+	server string // from which it reads the JWK Set; by default the issuer
 	client *http.Client
 
 	omit     []string                          // checks that are left out
@@ -190,6 +192,19 @@ func (v *protectedService) key(t *jwt.Token) (any, error) {
 	return k.public, nil
 }
 
+// trustJKU returns the key that the URL in jku of a token has.
+func (v *protectedService) trustJKU(t *jwt.Token) any {
+	jku, ok := t.Header["jku"].(string)
+	if !ok {
+		return nil
+	}
+	keys, _, _ := v.read(jku)
+	if k := keys[t.Header["kid"].(string)].public; k != nil {
+		return k
+	}
+	return nil
+}
+
 func (v *protectedService) find(kid string) verifierKey {
 	if v.locked != nil {
 		v.locked <- struct{}{}
@@ -231,7 +246,7 @@ func (v *protectedService) mayRead() bool {
 
 // update reads the JWK Set. If that fails, the keys stay.
 func (v *protectedService) update() {
-	keys, order, err := v.read(v.issuer + jwksPath)
+	keys, order, err := v.read(cmp.Or(v.server, v.issuer) + jwksPath)
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if err != nil {
