@@ -76,13 +76,15 @@ var faults = []fault{
 		Why: "alg is HS256, and kid is the path of an empty file: a verifier that reads its secret from that file accepts tokens from anyone",
 		apply: func(b *badToken) {
 			hs256(noSecret)(b)
-			b.header["kid"] = "../../../../../../dev/null"
+			b.header["kid"] = strings.Repeat("../", 16) + "dev/null"
 		}},
 	{Name: "jwk", Refuse: "must", See: "RFC 8725 section 3.10", key: true,
 		Why: "an untrusted key signed the token, and the header contains it as jwk: a verifier that trusts it accepts tokens from anyone",
 		apply: func(b *badToken) {
 			b.signUntrusted()
-			b.header["jwk"] = b.untrusted.jwk()
+			k := b.untrusted.jwk()
+			k.Kid = b.key.kid // because some verifiers look for the kid of the token in it
+			b.header["jwk"] = k
 		}},
 	{Name: "jku", Refuse: "must", See: "RFC 8725 section 3.10", key: true,
 		Why: "an untrusted key signed the token, and jku is the URL of its JWK Set: a verifier that fetches it accepts tokens from anyone",

@@ -49,12 +49,12 @@ func faultRows(untrusted untrustedKey, issuer, typ, sub string) []faultRow {
 	in := func(seconds int64) json.Number { return json.Number(strconv.FormatInt(time.Now().Unix()+seconds, 10)) }
 	half := func(seconds int64) json.Number { return in(seconds-1) + ".5" }
 	n, e := parameters(&untrusted.private.PublicKey)
-	jwk := m{"kty": "RSA", "use": "sig", "alg": "RS256", "kid": untrusted.kid, "n": n, "e": e}
+	jwk := m{"kty": "RSA", "use": "sig", "alg": "RS256", "kid": thumbprint(&readyMade()[0].PublicKey), "n": n, "e": e}
 	other := map[string]string{"JWT": "at+jwt", "at+jwt": "JWT"}[typ]
 	otherCase := map[string]string{"JWT": "jwt", "at+jwt": "AT+JWT"}[typ]
 	base := strings.TrimSuffix(issuer, "/")
 	const another = "https://another-audience.invalid"
-	const path = "../../../../../../dev/null"
+	const path = "../../../../../../../../../../../../../../../../dev/null"
 	invalid, trusts := jwt.ErrTokenSignatureInvalid, trustsUntrusted
 	return []faultRow{
 		{name: "signature", refuse: "must", see: "RFC 7515 section 5.2", want: invalid, holes: []string{"signature"}},

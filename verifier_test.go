@@ -196,7 +196,7 @@ func (v verifier) secret(t testing.TB, header map[string]any) (secret []byte, ok
 	kid, _ := header["kid"].(string)
 	k := v.set(t)[kid]
 	if v.hole == "kid-path" && k == nil {
-		content, err := os.ReadFile(path.Join("/srv/keys", kid))
+		content, err := os.ReadFile(path.Join("/home/user/src/example.com/shop/services/orders/config/keys", kid))
 		return content, err == nil
 	}
 	if k == nil {
@@ -238,7 +238,7 @@ func (v verifier) trusted(t testing.TB, kid string, header map[string]any) (keys
 		add(v.untrustedSet(t), true)
 	case "jwk":
 		if k := header["jwk"]; k != nil {
-			add(parseSet(t, `{"keys":[`+string(encode(k))+`]}`), true)
+			add(parseSet(t, `{"keys":[`+string(encode(k))+`]}`), false)
 		}
 	case "jku":
 		if body := v.fetch(header["jku"]); body != "" {
