@@ -91,9 +91,16 @@ func (r *recording) note(request *http.Request, status int) {
 		begin(newLane, "good")
 	case kid != "":
 		r.lanes[kid] = newLane
-	case err == nil:
+	case err == nil && !wrongSignature(token, encoded):
 		add(cmp.Or(r.lanes[fmt.Sprint(token.Header["kid"])], unknownLane), answer, 0)
 	}
+}
+
+// wrongSignature reports whether another key signed a token than the known one, which it names.
+func wrongSignature(token *jwt.Token, encoded string) bool {
+	known := &readyMade()[0].PublicKey
+	input := encoded[:strings.LastIndexByte(encoded, '.')]
+	return token.Header["kid"] == thumbprint(known) && jwt.SigningMethodRS256.Verify(input, token.Signature, known) != nil
 }
 
 const checkSVG = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 740 230" role="img" aria-label="A service accepts ` +

@@ -451,6 +451,17 @@ func TestCheckFindsHowAServiceReadsKeys(t *testing.T) {
 				}
 			},
 			lines: []string{"not ok - unknown-keys: 20 tokens of unknown keys cost 20 reads of the JWK Set: "}},
+		{name: "all tokens are accepted after a read without keys",
+			notOK: []string{"sets/empty", "sets/no-keys", "sets/cut", "sets/slow", "sets/huge", "sets/redirect", "unknown-keys"},
+			wrap:  openAfter("empty"),
+			lines: []string{
+				"not ok - sets/empty: a token with a wrong signature: accepted with 200, and must be refused; a known key: accepted with 200 ",
+				"not ok - sets/no-keys: a token of an unknown key: accepted with 200, and must be refused; with a good set again, ",
+				"not ok - unknown-keys: 20 tokens of unknown keys cost 0 reads of the JWK Set: 20 accepted with 200, and must be refused",
+			}},
+		{name: "all tokens are accepted after a read of an odd set", wrap: openAfter("odd"),
+			notOK: slices.Concat([]string{"sets/odd"}, oddSets(), []string{"sets/no-alg-alg"}, brokenSets(""), []string{"unknown-keys"}),
+			lines: []string{"not ok - sets/odd: a token with a wrong signature: accepted with 200, and must be refused; with a good set again, "}},
 		{name: "no token is verified during a read", notOK: []string{"sets/slow?"},
 			deviate: func(v *protectedService) { v.locked = make(chan struct{}, 1) },
 			lines:   []string{"not ok - sets/slow: a known key: no answer within 10 s during the read, accepted with 200"}},

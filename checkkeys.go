@@ -17,13 +17,16 @@ func (c *serviceCheck) unknownKeys() result {
 	}
 	before := c.reads().JWKS
 	answers := map[string]int{}
-	crashes, unavailable := 0, 0
+	accepted, crashes, unavailable := 0, 0, 0
 	for range tokens {
 		a := c.request(c.fault("unknown-key"), answerLimit)
 		answers[a.String()]++
-		if a.status == http.StatusServiceUnavailable {
+		switch {
+		case a.accepted():
+			accepted++
+		case a.status == http.StatusServiceUnavailable:
 			unavailable++
-		} else if a.crashed() {
+		case a.crashed():
 			crashes++
 		}
 	}
@@ -45,6 +48,8 @@ func (c *serviceCheck) unknownKeys() result {
 		c.goodAccepted()
 	}
 	switch {
+	case accepted > 0:
+		return failed(hole, "%s, and must be refused", text)
 	case crashes > 0:
 		return failed(crash, "%s", text)
 	case reads > allowed:

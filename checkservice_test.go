@@ -516,6 +516,24 @@ func lockoutDuring(fault string, duration time.Duration) func(*checkTest, http.H
 	}
 }
 
+// openAfter returns a service that accepts all tokens after it has read a JWK Set with this fault.
+func openAfter(fault string) func(*checkTest, http.Handler) http.Handler {
+	return func(c *checkTest, next http.Handler) http.Handler {
+		var open atomic.Bool
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if open.Load() && r.Header.Get("Authorization") != "" {
+				return
+			}
+			tester := c.server.tester
+			before := tester.reads.jwks.Load()
+			next.ServeHTTP(w, r)
+			if p := tester.published.Load(); p != nil && p.fault.Name == fault && tester.reads.jwks.Load() > before {
+				open.Store(true)
+			}
+		})
+	}
+}
+
 func cacheVerdicts(_ *checkTest, next http.Handler) http.Handler {
 	var mu sync.Mutex
 	verdicts := map[string]int{}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 )
@@ -26,7 +27,10 @@ func (c *serviceCheck) oddSet(set catalogueEntry) result {
 	limit := c.patience(waitForRead)
 	t := c.tryNewKey(limit, c.ask)
 	known := c.askInARow(c.good, c.ask)
+	forged := c.forged(known)
 	switch {
+	case forged.accepted():
+		return c.restoreAfter(failed(hole, "a token with a wrong signature: %s, and must be refused", forged))
 	case t.reads == 0 && !t.answer.accepted():
 		return unread(limit)
 	case t.answer.void != "":
@@ -77,6 +81,9 @@ func (c *serviceCheck) brokenSet(set catalogueEntry) result {
 	limit := c.patience(waitForRead)
 	p := c.provokeRead(limit)
 	if !p.read {
+		if unknown := <-p.answer; unknown.accepted() {
+			return c.restoreAfter(failed(hole, "a token of an unknown key: %s, and must be refused", unknown))
+		}
 		return unread(limit)
 	}
 	began := time.Now()
@@ -92,15 +99,15 @@ func (c *serviceCheck) brokenSet(set catalogueEntry) result {
 		}
 		after, afterTook = c.timed(1)
 	}
-	for _, a := range []answer{unknown, during, after} {
-		if a.void != "" {
-			return skipped("%s", a.void)
-		}
-	}
+	forged := c.forged(after)
 	times := fmt.Sprintf("a known key: %s during the read, %s after it", during.withTime(duringTook), after.withTime(afterTook))
 	switch {
 	case unknown.accepted():
 		return c.restoreAfter(failed(hole, "a token of an unknown key: %s, and must be refused; %s", unknown, times))
+	case forged.accepted():
+		return c.restoreAfter(failed(hole, "a token with a wrong signature: %s, and must be refused; %s", forged, times))
+	case cmp.Or(unknown.void, during.void, after.void) != "":
+		return skipped("%s", cmp.Or(unknown.void, during.void, after.void))
 	case !during.accepted():
 		return c.restoreAfterRefusal(advised(findingOf(during), times, unusableSet+set.reason()), during)
 	case !after.accepted():
@@ -110,6 +117,15 @@ func (c *serviceCheck) brokenSet(set catalogueEntry) result {
 		return c.restoreAfter(advised(crash, text, "unknown keys should be refused: "+set.reason()))
 	}
 	return passed("%s", times)
+}
+
+// forged asks with a token with a wrong signature, which the service refused before, if it has
+// just accepted a good one. A service that cannot use a set may accept all tokens from then on.
+func (c *serviceCheck) forged(good answer) answer {
+	if !good.accepted() || !c.answers["signature"].refused() {
+		return answer{void: "not asked"}
+	}
+	return c.ask(c.fault("signature"))
 }
 
 // backgroundTime returns how long a service may go on to read a set in the background, after it
