@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // A server is the HTTP API.
@@ -54,11 +55,17 @@ func (s *server) issuerOf(r *http.Request) string {
 	switch {
 	case s.issuer != "":
 		return s.issuer
-	case r.Host == "": // HTTP/1.0
+	case !isHost(r.Host): // as in HTTP/1.0
 		return s.base
 	default:
 		return schemes[r.TLS != nil] + "://" + r.Host
 	}
+}
+
+// isHost reports whether host is the host of a URL. HTTP/2 has clients send what they like.
+func isHost(host string) bool {
+	u, err := url.Parse("http://" + host)
+	return err == nil && u.Hostname() != "" && u.Host == host && utf8.ValidString(host)
 }
 
 var schemes = map[bool]string{false: "http", true: "https"} // by whether the server has a certificate

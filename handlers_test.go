@@ -62,6 +62,8 @@ func TestIssuerByRequest(t *testing.T) {
 		{name: "it may be an address", s: byRequest, host: "[::1]:8080", wantIssuer: "http://[::1]:8080"},
 		{name: "it is https with TLS", s: byRequest, host: "localhost:8443", secure: true, wantIssuer: "https://localhost:8443"},
 		{name: "it is the base URL if there is no Host, as in HTTP/1.0", s: byRequest, wantIssuer: "http://localhost:8080"},
+		{name: "it is the base URL if the Host is none", s: byRequest, host: "a/b?c#d", wantIssuer: "http://localhost:8080"},
+		{name: "it is the base URL if the Host is not UTF-8", s: byRequest, host: "J\xfcrgen", wantIssuer: "http://localhost:8080"},
 		{name: "-issuer fixes it", s: fixed, host: "localhost:8080", wantIssuer: "https://fixed.test"},
 		{name: "it may end in a slash, which URLs do not double", s: slash, host: "localhost",
 			wantIssuer: "https://tenant.test/", wantBase: "https://tenant.test"},

@@ -47,7 +47,7 @@ var setFaults = []setFault{
 		change: (*oddSet).putSameKidBeforeEach},
 	{Name: "no-alg", Accept: "new", Why: "keys have neither alg nor use (those of Entra ID have no alg)", See: "RFC 7517 section 4.4",
 		change: (*oddSet).removeAlg},
-	{Name: "reversed", Accept: "new", Why: "keys come in the opposite order, so that the key that signs comes last", See: "RFC 7517 section 5.1",
+	{Name: "reversed", Accept: "new", Why: "keys come in the opposite order", See: "RFC 7517 section 5.1",
 		change: (*oddSet).reverse},
 	{Name: "media-type", Accept: "new", Why: "the Content-Type is application/jwk-set+json", See: "RFC 7517 section 8.5.2",
 		change: (*oddSet).setMediaType},
