@@ -439,6 +439,14 @@ func TestCheckFindsHowAServiceReadsKeys(t *testing.T) {
 			deviate: func(v *protectedService) { v.replace = true },
 			wrap:    every(time.Second),
 			lines:   []string{"not ok - sets/slow: a known key: accepted with 200 in 0.0 s during the read, refused with 401 in 0.0 s after it; "}},
+		{name: "the JWK Set is read in the background, and answers are slow",
+			wrap: func(c *checkTest, next http.Handler) http.Handler {
+				next = every(300*time.Millisecond)(c, next)
+				return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					time.Sleep(200 * time.Millisecond)
+					next.ServeHTTP(w, r)
+				})
+			}},
 		{name: "the JWK Set is read in the background for each unknown key", notOK: []string{"unknown-keys?"},
 			deviate: func(v *protectedService) {
 				v.limit = -1
@@ -482,10 +490,21 @@ func TestCheckFindsHowWorkersReadKeys(t *testing.T) {
 				"ok - new-key-after: accepted after 3.",
 				"ok - removed-key: accepted for 10.0 s and longer, with ",
 			}},
+		{name: "each reads it five times in a row at most", wrap: workers(8, func(int, *protectedService) {}),
+			lines: []string{"ok - unknown-keys: 20 tokens of unknown keys cost 0 reads of the JWK Set: 20 refused with 401; others before them cost 38 reads"}},
+		{name: "one of three refuses everything after a token that it refuses for its header", notOK: []string{"good-again"}, skipsSome: true,
+			wrap: workers(3, func(worker int, v *protectedService) {
+				broken := false
+				v.answer = func(_ string, err error) int {
+					broken = broken || worker == 1 && errors.Is(err, errToken)
+					return map[bool]int{true: 403}[broken]
+				}
+			}),
+			lines: []string{"not ok - good-again: refused with 403, and must be accepted"}},
 		{name: "a read that fails costs all keys of two workers", notOK: brokenSets("?"),
 			wrap:  workers(2, func(_ int, v *protectedService) { v.replace = true }),
 			lines: []string{"not ok - sets/error: a known key: accepted with 200 in 0.0 s during the read, refused with 401 in 0.0 s after it; "}},
-		{name: "a read that fails costs all keys of eight workers", notOK: append(brokenSets("?"), "unknown-keys?"),
+		{name: "a read that fails costs all keys of eight workers", notOK: brokenSets("?"),
 			wrap: workers(8, func(_ int, v *protectedService) { v.replace = true })},
 		{name: "one of three reads it at its start only", notOK: []string{"new-key?"}, skipped: needNewKey(),
 			wrap: workers(3, func(worker int, v *protectedService) {

@@ -7,9 +7,8 @@ import (
 )
 
 const (
-	knownLimit     = 10 * time.Second // how long a known key's token may take while the JWK Set cannot be read
-	watchEvery     = 20 * time.Millisecond
-	backgroundRead = time.Second // how long a read of the JWK Set in the background may take
+	knownLimit = 10 * time.Second // how long a known key's token may take while the JWK Set cannot be read
+	watchEvery = 20 * time.Millisecond
 )
 
 const (
@@ -126,19 +125,6 @@ func (c *serviceCheck) forged(good answer) answer {
 		return answer{void: "not asked"}
 	}
 	return c.ask(c.fault("signature"))
-}
-
-// backgroundTime returns how long a service may go on to read a set in the background, after it
-// has answered the token that made it read. A service that accepts a new key at once reads
-// before it answers, as does one that took long.
-func (c *serviceCheck) backgroundTime(set string, took time.Duration) time.Duration {
-	switch {
-	case !c.before.late || took >= backgroundRead:
-		return 0
-	case set == "slow":
-		return slowSet + backgroundRead
-	}
-	return backgroundRead
 }
 
 // unread returns the result of a row whose set the service has not read within limit.
