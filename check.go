@@ -182,14 +182,7 @@ func (c *serviceCheck) run() {
 		return verdict(c.judge(c.token("Basic", "")), "must", "the token was sent with the scheme Basic instead of Bearer (RFC 6750 section 2.1)")
 	})
 	for _, f := range faults {
-		c.row(f.Fault, f.Refuse, func() result {
-			a := c.judge(c.fault(f.Fault))
-			if a.refused() && (f.Fault == "jku" || f.Fault == "x5u") {
-				a.void = c.strayURL(f.Fault)
-			}
-			c.answers[f.Fault] = a
-			return verdict(a, f.Refuse, f.reason())
-		})
+		c.row(f.Fault, f.Refuse, func() result { return c.badToken(f) })
 	}
 	c.row("challenge-expired", "should", c.challengeExpired)
 	c.row("lookups", "must", c.lookups)

@@ -306,6 +306,8 @@ func TestCheckFindsHoles(t *testing.T) {
 				return next
 			},
 			lines: []string{"not ok - lookups: the service read the jku of tokens 1 time and the x5u 0 times: "}},
+		{name: "verdicts are cached by signature", notOK: []string{"payload"}, wrap: cacheVerdicts(signatureOf),
+			lines: []string{"not ok - payload: accepted with 200, and must be refused: sub was changed in a token that had just been accepted, "}},
 		{name: "Basic is as good as Bearer", notOK: []string{"basic"},
 			wrap: func(_ *checkTest, next http.Handler) http.Handler {
 				return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -646,7 +648,7 @@ func TestCheckTakesNoLockoutForARefusal(t *testing.T) {
 func TestCheckAsksWithFreshTokensAndReadsNoBodies(t *testing.T) {
 	t.Parallel()
 	for _, test := range []serviceTest{
-		{name: "verdicts are cached by token", wrap: cacheVerdicts,
+		{name: "verdicts are cached by token", wrap: cacheVerdicts(wholeToken),
 			deviate: func(v *protectedService) { v.limit, v.refill = 1, 3*time.Second },
 			lines:   []string{"ok - new-key: accepted after "}},
 		{name: "the body never ends",

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"regexp"
@@ -133,6 +134,38 @@ func (c *serviceCheck) backgroundTime(set string, took time.Duration) time.Durat
 		return slowSet + backgroundRead
 	}
 	return backgroundRead
+}
+
+// badToken is the row of a token of GET /faults.
+func (c *serviceCheck) badToken(f catalogueEntry) result {
+	a, why := c.judge(c.fault(f.Fault)), f.reason()
+	switch {
+	case !a.refused():
+	case f.Fault == "jku", f.Fault == "x5u":
+		a.void = c.strayURL(f.Fault)
+	case f.Fault == "payload":
+		if changed := c.changeAccepted(); changed.accepted() {
+			a, why = changed, "sub was changed in a token that had just been accepted, but neither jti nor the signature, by which the service may cache verdicts"
+		}
+	}
+	c.answers[f.Fault] = a
+	return verdict(a, f.Refuse, why)
+}
+
+// changeAccepted asks with a good token, and then with the same token with another sub.
+func (c *serviceCheck) changeAccepted() answer {
+	t, err := c.server.token(c.ctx, "")
+	c.must(err)
+	parts, claims := strings.Split(t.token, "."), map[string]any{}
+	if json.Unmarshal([]byte(t.claims), &claims) != nil || !c.ask(bearer(t.token)).accepted() {
+		return answer{void: "not asked"}
+	}
+	claims["sub"] = "someone-else"
+	return c.judge(bearer(parts[0] + "." + encodePart(encode(claims)) + "." + parts[2]))
+}
+
+func bearer(token string) question {
+	return func() (string, error) { return "Bearer " + token, nil }
 }
 
 // strayURL returns why it says nothing that the token with jku, or with x5u, was refused, or "".
