@@ -78,6 +78,36 @@ func challengeResult(a answer, want *regexp.Regexp, name, why string) result {
 	return advised(otherwise, got, fmt.Sprintf("should be refused with 401 and %s (%s)", name, why))
 }
 
+// tryNewKey publishes a new key and asks with tokens of it until several in a row are accepted,
+// limit at most.
+func (c *serviceCheck) tryNewKey(limit time.Duration, ask func(question) answer) (t keyTrial) {
+	made, err := c.server.token(c.ctx, "?key=new")
+	c.must(err)
+	t.token, t.lifetime = c.token("Bearer", "?key="+made.kid), made.lifetime
+	before, start := c.reads().JWKS, time.Now()
+	var read time.Time // when a read was first seen
+	for range c.attempts(limit) {
+		t.answer = ask(t.token)
+		t.after, t.reads = time.Since(start), c.reads().JWKS-before
+		t.late = t.late || !t.answer.accepted()
+		if t.answer.accepted() {
+			t.answer = c.askInARow(t.token, ask)
+			t.mixed = t.mixed || !t.answer.accepted()
+		}
+		if t.answer.crashed() && t.crash == "" {
+			t.crash = t.answer.brief()
+		}
+		if t.reads > 0 && read.IsZero() {
+			read = time.Now()
+		}
+		if t.answer.accepted() || !read.IsZero() && !t.mixed && time.Since(read) >= giveUpAfter {
+			break
+		}
+	}
+	c.inVain[waitForRead] = !t.answer.accepted() && t.reads == 0
+	return t
+}
+
 func (c *serviceCheck) newKeyBefore() result {
 	c.readsBefore = c.reads().JWKS - c.start.JWKS
 	c.before = c.tryNewKey(c.wait, c.judge)

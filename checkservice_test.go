@@ -426,6 +426,28 @@ func endAtCrit(after time.Duration) func(*checkTest, http.Handler) http.Handler 
 	}
 }
 
+// unavailableAtCrit returns a service behind a proxy. It ends at a token that has crit, up to a number
+// of times, and until it is started again, the proxy answers 503.
+func unavailableAtCrit(times int, duration time.Duration) func(*checkTest, http.Handler) http.Handler {
+	return func(_ *checkTest, next http.Handler) http.Handler {
+		var mu sync.Mutex
+		var ready time.Time
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			mu.Lock()
+			if hasCrit(r) && times > 0 && !time.Now().Before(ready) {
+				ready, times = time.Now().Add(duration), times-1
+			}
+			unavailable := time.Now().Before(ready)
+			mu.Unlock()
+			if unavailable {
+				w.WriteHeader(503)
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	}
+}
+
 func everyFifth(status int) func(*checkTest, http.Handler) http.Handler {
 	var n atomic.Int64
 	return func(_ *checkTest, next http.Handler) http.Handler {
@@ -442,14 +464,19 @@ func everyFifth(status int) func(*checkTest, http.Handler) http.Handler {
 
 // perSecond returns a service that answers more than limit requests a second with status.
 func perSecond(limit, status int) func(*checkTest, http.Handler) http.Handler {
+	return limited(limit, time.Second, status)
+}
+
+// limited returns a service that answers more than limit requests in an interval with status.
+func limited(limit int, interval time.Duration, status int) func(*checkTest, http.Handler) http.Handler {
 	var mu sync.Mutex
-	var second time.Time
+	var begun time.Time
 	n := 0
 	return func(_ *checkTest, next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			mu.Lock()
-			if time.Since(second) >= time.Second {
-				second, n = time.Now(), 0
+			if time.Since(begun) >= interval {
+				begun, n = time.Now(), 0
 			}
 			n++
 			over := n > limit

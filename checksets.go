@@ -150,6 +150,31 @@ func (c *serviceCheck) prepareSet() (r result, ok bool) {
 	return skipped("before this set, and with a good one, a known key: %s", a.brief()), false
 }
 
+// restoreSet makes the JWK Set good, and waits until a known key's token is accepted, for as
+// many times the wait as given.
+func (c *serviceCheck) restoreSet(times time.Duration) (after time.Duration, a answer) {
+	previous, start := c.set, time.Now()
+	c.setFault("")
+	for range c.attempts(times * c.patience(waitForKnownKey)) {
+		a, after = c.ask(c.good), time.Since(start)
+		if a.accepted() {
+			a = c.askInARow(c.good, c.ask)
+		}
+		if a.accepted() {
+			break
+		}
+	}
+	if !a.accepted() {
+		after = time.Since(start)
+	}
+	c.inVain[waitForKnownKey] = !a.accepted()
+	if !a.accepted() && previous != "" && c.dropped == "" {
+		c.dropped = fmt.Sprintf("after the set %s the service still did not accept known keys after %.1f s, so later rows may suffer from it",
+			previous, after.Seconds())
+	}
+	return after, a
+}
+
 // restoreAfter makes the set good again, and adds to the result of a row whether known and new keys
 // are accepted then: a service that goes on to refuse all keys is the worst finding.
 func (c *serviceCheck) restoreAfter(r result) result {

@@ -147,7 +147,7 @@ func (c *serviceCheck) askWithin(q question, limit time.Duration) answer {
 		case !a.busy():
 			c.inVain[waitForVerdict] = false
 			return a
-		case a.status == http.StatusServiceUnavailable && c.set == "" && c.request(c.good, limit).accepted():
+		case a.status == http.StatusServiceUnavailable && c.set == "" && c.recovers(a):
 			if crashes++; crashes == 2 {
 				return a
 			}
@@ -162,6 +162,26 @@ func (c *serviceCheck) askWithin(q question, limit time.Duration) answer {
 			sleep(c.ctx, a.retryAfter())
 		}
 	}
+}
+
+// recovers reports whether the service accepts a good token after it has answered 503, at once or
+// after a wait. It then lets as much time pass again, so that a limit of requests has no reason
+// to answer 503 to the next one: only a token that ends a service behind a proxy does.
+func (c *serviceCheck) recovers(a answer) bool {
+	if c.request(c.good, answerLimit).accepted() {
+		return true
+	}
+	if c.inVain[waitForVerdict] {
+		return false
+	}
+	start := time.Now()
+	sleep(c.ctx, a.retryAfter())
+	if !c.goodAccepted() {
+		c.inVain[waitForVerdict] = true
+		return false
+	}
+	sleep(c.ctx, time.Since(start))
+	return true
 }
 
 // askInARow asks q several times. It returns the first answer that is not accepted, or the last one.
@@ -247,31 +267,6 @@ func (c *serviceCheck) goodAccepted() bool {
 	return false
 }
 
-// restoreSet makes the JWK Set good, and waits until a known key's token is accepted, for as
-// many times the wait as given.
-func (c *serviceCheck) restoreSet(times time.Duration) (after time.Duration, a answer) {
-	previous, start := c.set, time.Now()
-	c.setFault("")
-	for range c.attempts(times * c.patience(waitForKnownKey)) {
-		a, after = c.ask(c.good), time.Since(start)
-		if a.accepted() {
-			a = c.askInARow(c.good, c.ask)
-		}
-		if a.accepted() {
-			break
-		}
-	}
-	if !a.accepted() {
-		after = time.Since(start)
-	}
-	c.inVain[waitForKnownKey] = !a.accepted()
-	if !a.accepted() && previous != "" && c.dropped == "" {
-		c.dropped = fmt.Sprintf("after the set %s the service still did not accept known keys after %.1f s, so later rows may suffer from it",
-			previous, after.Seconds())
-	}
-	return after, a
-}
-
 // A keyTrial is the result of tryNewKey.
 type keyTrial struct {
 	token    question
@@ -282,36 +277,6 @@ type keyTrial struct {
 	late     bool          // the first token was not accepted
 	after    time.Duration // the first of the accepted answers or else the last answer, after the key was published
 	reads    int           // of the JWK Set, from then on
-}
-
-// tryNewKey publishes a new key and asks with tokens of it until several in a row are accepted,
-// limit at most.
-func (c *serviceCheck) tryNewKey(limit time.Duration, ask func(question) answer) (t keyTrial) {
-	made, err := c.server.token(c.ctx, "?key=new")
-	c.must(err)
-	t.token, t.lifetime = c.token("Bearer", "?key="+made.kid), made.lifetime
-	before, start := c.reads().JWKS, time.Now()
-	var read time.Time // when a read was first seen
-	for range c.attempts(limit) {
-		t.answer = ask(t.token)
-		t.after, t.reads = time.Since(start), c.reads().JWKS-before
-		t.late = t.late || !t.answer.accepted()
-		if t.answer.accepted() {
-			t.answer = c.askInARow(t.token, ask)
-			t.mixed = t.mixed || !t.answer.accepted()
-		}
-		if t.answer.crashed() && t.crash == "" {
-			t.crash = t.answer.brief()
-		}
-		if t.reads > 0 && read.IsZero() {
-			read = time.Now()
-		}
-		if t.answer.accepted() || !read.IsZero() && !t.mixed && time.Since(read) >= giveUpAfter {
-			break
-		}
-	}
-	c.inVain[waitForRead] = !t.answer.accepted() && t.reads == 0
-	return t
 }
 
 // String says what happened.
