@@ -226,12 +226,27 @@ func (b *badToken) duplicateSubject() {
 
 // listAudience makes aud an array: another audience, then what it was.
 func (b *badToken) listAudience() {
-	var list []json.RawMessage
+	b.claims["aud"] = append([]json.RawMessage{encode(anotherAudience)}, b.audiences()...)
+}
+
+// extendAudience makes aud a string: the first audience that it has, with a suffix.
+func (b *badToken) extendAudience() {
+	aud := anotherAudience
+	if list := b.audiences(); len(list) > 0 {
+		if first, err := parseString(list[0]); err == nil {
+			aud = first + ".another-audience.invalid"
+		}
+	}
+	b.claims["aud"] = aud
+}
+
+// audiences returns the elements of aud, or aud if it is no array.
+func (b *badToken) audiences() (list []json.RawMessage) {
 	aud := encode(b.claims["aud"])
 	if json.Unmarshal(aud, &list) != nil {
-		list = []json.RawMessage{aud}
+		return []json.RawMessage{aud}
 	}
-	b.claims["aud"] = append([]json.RawMessage{encode(anotherAudience)}, list...)
+	return list
 }
 
 // extendIssuer adds a suffix to iss, or to the server's issuer if iss is not a string.

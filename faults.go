@@ -158,6 +158,8 @@ var faults = []fault{
 		Why: "aud is another audience: a verifier that accepts the token accepts tokens that their owners gave to other services"},
 	{Name: "audience-array", Refuse: "must", See: "RFC 8725 section 3.9", apply: setClaim("aud", []string{anotherAudience}),
 		Why: "aud is an array of one other audience: a verifier that compares only strings accepts tokens for other services"},
+	{Name: "audience-prefix", Refuse: "must", See: "RFC 8725 section 3.9", claim: "aud", apply: (*badToken).extendAudience,
+		Why: "aud is another audience that begins with the right one: a verifier that searches for it in aud accepts tokens for other services"},
 	{Name: "no-audience", Refuse: "must", See: "RFC 8725 section 3.9", claim: "aud", without: true,
 		Why: "aud is missing: a verifier that accepts the token accepts tokens for other services"},
 	{Name: "type", Refuse: "should", See: "RFC 8725 section 3.11", apply: (*badToken).changeType,

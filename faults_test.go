@@ -132,6 +132,8 @@ func faultRows(untrusted untrustedKey, issuer, typ, sub string) []faultRow {
 			claims: m{"aud": another}, want: jwt.ErrTokenInvalidAudience, holes: []string{"audience"}},
 		{name: "audience-array", refuse: "must", see: "RFC 8725 section 3.9",
 			claims: m{"aud": []any{another}}, want: jwt.ErrTokenInvalidAudience, holes: []string{"audience-array"}},
+		{name: "audience-prefix", refuse: "must", see: "RFC 8725 section 3.9",
+			claims: m{"aud": "api.another-audience.invalid"}, want: jwt.ErrTokenInvalidAudience, holes: []string{"audience", "audience-prefix"}},
 		{name: "no-audience", refuse: "must", see: "RFC 8725 section 3.9", claims: m{"aud": nil}, want: errNoAud, holes: []string{"no-audience"}},
 		{name: "type", refuse: "should", see: "RFC 8725 section 3.11",
 			header: m{"typ": "secevent+jwt"}, want: errType, holes: []string{"type"}},
@@ -522,6 +524,17 @@ func TestCatalogue(t *testing.T) {
 		} {
 			_, claims := parts(t, s.token(t, "?fault=issuer-prefix", body))
 			equal(t, "iss of "+body, claims["iss"], any(want))
+		}
+	})
+	t.Run("another audience begins with the first requested one", func(t *testing.T) {
+		for body, want := range map[string]string{
+			`{"aud":"x"}`:       "x.another-audience.invalid",
+			`{"aud":["y","x"]}`: "y.another-audience.invalid",
+			`{"aud":[]}`:        anotherAudience,
+			`{"aud":[7]}`:       anotherAudience,
+		} {
+			_, claims := parts(t, s.token(t, "?fault=audience-prefix", body))
+			equal(t, "aud of "+body, claims["aud"], any(want))
 		}
 	})
 	t.Run("a fraction is that of the requested exp and iat", func(t *testing.T) {

@@ -331,7 +331,9 @@ func (v verifier) checkClaims(members map[string]any) []error {
 	_, array := members["aud"].([]any)
 	unchecked := array && v.hole == "audience-array" || !array && v.hole == "audience"
 	c.require(members["aud"] != nil, errNoAud, "no-audience")
-	c.require(members["aud"] == nil || slices.Contains(aud, v.profile.audience) || unchecked, jwt.ErrTokenInvalidAudience)
+	begins := v.hole == "audience-prefix" &&
+		slices.ContainsFunc(aud, func(a string) bool { return strings.HasPrefix(a, v.profile.audience) })
+	c.require(members["aud"] == nil || slices.Contains(aud, v.profile.audience) || unchecked || begins, jwt.ErrTokenInvalidAudience)
 	c.require(members["sub"] != nil, errNoSub, "no-subject")
 	return c.refusals
 }
