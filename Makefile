@@ -36,7 +36,7 @@ interop: interop/node/node_modules interop/oauth/node_modules deploy/fixtures/no
 
 # Services that wait 10 s and more before they read the JWK Set again. Commit what it writes.
 interop-slow: interop/node/node_modules
-	cd interop && go test -count=1 -timeout 2h -parallel 24 -run 'TestServices$$' . -slow -update
+	cd interop && go test -count=1 -timeout 2h -parallel 32 -run 'TestServices$$' . -slow -update
 	cd interop && go test -count=1 -run 'TestThePage|TestEachService' . -update
 
 %/node_modules: %/package-lock.json

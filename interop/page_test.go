@@ -91,14 +91,14 @@ func TestThePageShowsWhatWasSeen(t *testing.T) {
 func TestEachServiceRefusesWhatItMustOrAStrictOneDoes(t *testing.T) {
 	t.Parallel()
 	for _, s := range services {
-		failed := readResults(t, s).failed()
+		failed := seen(t, s).failed()
 		if failed == nil || s.open != "" {
 			continue
 		}
 		i := slices.IndexFunc(services, func(other service) bool { return other.name == s.strict })
 		if i < 0 {
 			t.Errorf("%s fails %q, and there is no strict recipe; want one, or why there is none", s.name, failed)
-		} else if failed := readResults(t, services[i]).failed(); failed != nil {
+		} else if failed := seen(t, services[i]).failed(); failed != nil {
 			t.Errorf("%s fails %q; want that the strict recipe fails nothing", services[i].name, failed)
 		}
 	}

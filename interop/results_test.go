@@ -41,6 +41,8 @@ var (
 	twice      = regexp.MustCompile(`a known key: ([^,;]*) during the read, ([^;]*) after it`)
 	cost       = regexp.MustCompile(`cost (\d+) reads? of the JWK Set`)
 	answers    = regexp.MustCompile(`(: |, )\d+ (refused|accepted|answered|the connection|no answer)`)
+	inTime     = regexp.MustCompile(`within \d+(\.\d)? s, see new-key`)
+	still      = regexp.MustCompile(`still not accepted after \d+\.\d s`)
 	loopback   = regexp.MustCompile(`(127\.0\.0\.1|localhost):\d+`)
 )
 
@@ -69,6 +71,8 @@ func stable(text string) string {
 	text = comments.ReplaceAllString(text, "")
 	text = strings.ReplaceAll(text, ": the token ended the service, nothing listened afterwards", "") // it may listen again by then
 	text = refusedFor.ReplaceAllString(text, "")
+	text = inTime.ReplaceAllString(text, "in time, see new-key")
+	text = still.ReplaceAllString(text, "still not accepted")
 	text = longer.ReplaceAllString(text, "for longer than -check-wait")
 	text = afterReads.ReplaceAllString(text, "$1")
 	text = took.ReplaceAllString(text, " $1") // within 10 s, or there was no answer
@@ -105,12 +109,12 @@ func timeClass(seconds float64) string {
 	for _, class := range []struct {
 		limit float64
 		name  string
-	}{{3, atOnce}, {7.5, "5 s"}, {15, "10 s"}, {45, "30 s"}, {90, "1 min"}, {200, "2 min"}, {420, "5 min"}, {900, "10 min"}} {
+	}{{3, atOnce}, {7.5, "5 s"}, {15, "10 s"}, {45, "30 s"}, {90, "1 min"}, {200, "2 min"}, {420, "5 min"}, {750, "10 min"}, {1200, "15 min"}} {
 		if seconds < class.limit {
 			return class.name
 		}
 	}
-	return "more than 15 min"
+	return "more than 20 min"
 }
 
 func readClass(reads int) string {
@@ -191,7 +195,30 @@ func (r results) row(name string) row {
 
 // waits reports whether the result of a row depends on -check-wait.
 func waits(r row) bool {
-	return strings.HasPrefix(r.name, "sets/") || slices.Contains([]string{"new-key", "unknown-keys", "new-key-after", "removed-key"}, r.name)
+	return isSet(r) || slices.Contains([]string{"new-key", "unknown-keys", "new-key-after", "removed-key"}, r.name)
+}
+
+// replace returns r with another result of a row.
+func (r results) replace(other row) results {
+	rows := slices.Clone(r.rows)
+	for i, row := range rows {
+		if row.name == other.name {
+			rows[i] = other
+		}
+	}
+	return results{r.versions, rows}
+}
+
+func isSet(r row) bool { return strings.HasPrefix(r.name, "sets/") }
+
+// frequent returns the results of a service that reads the JWK Set every second, with "at once" for
+// the few seconds that may pass before it does.
+func (r results) frequent() results {
+	rows := slices.Clone(r.rows)
+	for i := range rows {
+		rows[i].text = strings.ReplaceAll(rows[i].text, "after 5 s", atOnce)
+	}
+	return results{r.versions, rows}
 }
 
 func (r results) onlyTokens() results {

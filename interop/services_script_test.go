@@ -2,8 +2,11 @@ package interop
 
 import "time"
 
-// fiveMinutes is the -check-wait for services that read the JWK Set once in five minutes.
-const fiveMinutes = 320 * time.Second
+// The -check-wait for services that read the JWK Set once in five and in ten minutes.
+const (
+	fiveMinutes = 320 * time.Second
+	tenMinutes  = 660 * time.Second
+)
 
 // Python's packages are Debian's, so is the interpreter.
 var pythonServices = []service{
@@ -14,11 +17,16 @@ var pythonServices = []service{
 	python("PyJWT with FastAPI, strict", "pyjwt_fastapi_strict", service{slow: true, wait: fiveMinutes}, "jwt", "fastapi", "uvicorn"),
 	python("Authlib's ResourceProtector", "authlib_resource_protector", service{
 		strict: "Authlib's ResourceProtector, strict", keeps: "a restart for each key",
+		setsOf: frequentName("Authlib's ResourceProtector, strict"),
 	}, "authlib", "flask"),
-	python("Authlib's ResourceProtector, strict", "authlib_resource_protector_strict", service{}, "authlib", "flask"),
-	python("python-jose", "python_jose", service{strict: "python-jose, strict", keeps: tenMinutes}, "jose", "flask"),
+	python("Authlib's ResourceProtector, strict", "authlib_resource_protector_strict", service{heeds: true}, "authlib", "flask"),
+	python("python-jose", "python_jose", service{
+		strict: "python-jose, strict", heeds: true, slow: true, wait: tenMinutes,
+	}, "jose", "flask"),
 	python("python-jose, strict", "python_jose_strict", service{}, "jose", "flask"),
-	python("jwcrypto", "jwcrypto_flask", service{strict: "jwcrypto, strict", keeps: tenMinutes}, "jwcrypto", "flask"),
+	python("jwcrypto", "jwcrypto_flask", service{
+		strict: "jwcrypto, strict", heeds: true, slow: true, wait: tenMinutes,
+	}, "jwcrypto", "flask"),
 	python("jwcrypto, strict", "jwcrypto_strict", service{}, "jwcrypto", "flask"),
 	python("Django REST framework with simplejwt", "simplejwt", service{
 		strict: "Django REST framework with simplejwt, strict", slow: true, wait: fiveMinutes,
@@ -26,9 +34,6 @@ var pythonServices = []service{
 	python("Django REST framework with simplejwt, strict", "simplejwt_strict", service{slow: true, wait: fiveMinutes},
 		"djangorestframework-simplejwt", "jwt", "django"),
 }
-
-// tenMinutes is the -publish-ahead for recipes that read the JWK Set every ten minutes.
-const tenMinutes = "10m, the recipe's own"
 
 func python(name, file string, s service, packages ...string) service {
 	s.command = []string{"/usr/bin/python3", file + ".py"}
@@ -41,18 +46,17 @@ func python(name, file string, s service, packages ...string) service {
 var rubyServices = []service{
 	script("ruby-jwt with Sinatra", "ruby", "ruby_jwt.rb", service{
 		command: []string{"ruby", "ruby_jwt.rb"}, packages: []string{"deb:ruby-jwt", "deb:ruby-sinatra"},
-		strict: "ruby-jwt with Sinatra, strict", slow: true, wait: fiveMinutes, keeps: "10m",
+		strict: "ruby-jwt with Sinatra, strict", heeds: true, slow: true, wait: fiveMinutes,
 	}),
 	script("ruby-jwt with Sinatra, strict", "ruby", "ruby_jwt_strict.rb", service{
 		command: []string{"ruby", "ruby_jwt_strict.rb"}, packages: []string{"deb:ruby-jwt", "deb:ruby-sinatra"},
-		slow: true, wait: fiveMinutes,
 	}),
 }
 
 var perlServices = []service{
 	script("Perl's Crypt::JWT", "perl", "crypt_jwt.pl", service{
 		command: []string{"perl", "crypt_jwt.pl"}, packages: []string{"deb:libcrypt-jwt-perl"},
-		strict: "Perl's Crypt::JWT, strict", keeps: tenMinutes,
+		strict: "Perl's Crypt::JWT, strict", heeds: true, slow: true, wait: tenMinutes,
 	}),
 	script("Perl's Crypt::JWT, strict", "perl", "crypt_jwt_strict.pl", service{
 		command: []string{"perl", "crypt_jwt_strict.pl"}, packages: []string{"deb:libcrypt-jwt-perl"},

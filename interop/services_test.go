@@ -1,6 +1,7 @@
 package interop
 
 import (
+	"bufio"
 	"cmp"
 	"context"
 	"flag"
@@ -28,6 +29,7 @@ var slow = flag.Bool("slow", false, "give slow services the -check-wait that the
 //	AUDIENCE          the aud to expect
 //	PORT              where to listen, on 127.0.0.1
 //	STATE             an empty directory for its files
+//	READ_EVERY        the seconds between two reads of the JWK Set; not always set
 //
 // It is ready once the port accepts connections, and answers GET of path: 200 to a good token, and
 // to others what the library makes of them. It is ended by SIGTERM to its process group.
@@ -40,6 +42,8 @@ type service struct {
 	path     string        // of the URL that needs a token; / by default
 	wait     time.Duration // the -check-wait that it needs; 10 s by default
 	slow     bool          // waits for new keys for so long that only -slow tries them
+	heeds    bool          // heeds READ_EVERY
+	frequent bool          // reads the JWK Set every second, by READ_EVERY
 	slowOnly bool          // takes so long to build or start that only -slow runs it
 	tls      bool          // the server speaks HTTPS
 	restart  bool          // a token ends it, so it is started again and again, as systemd does
@@ -48,30 +52,79 @@ type service struct {
 	strict   string        // the service that refuses what this one accepts and must not
 	open     string        // why there is no strict one
 	keeps    string        // how long it keeps the JWK Set, by its documentation, where a run cannot tell
+	setsOf   string        // the service that tells what this one makes of JWK Sets, which it reads too rarely itself
 }
 
 // services are all recipes that run, in the order of the page.
 var services = slices.Concat(nodeServices, programServices, pythonServices, rubyServices, perlServices, goServices)
 
+// setsTold returns the name of the service that tells what this one makes of JWK Sets, if it is another.
+func (s service) setsTold() string {
+	if s.heeds {
+		return frequentName(s.name)
+	}
+	return s.setsOf
+}
+
+// frequentServices are those recipes that read the JWK Set rarely by default, with a read every second.
+func frequentServices() (frequent []service) {
+	for _, s := range services {
+		if s.heeds {
+			s.heeds, s.frequent = false, true
+			s.name = frequentName(s.name)
+			s.command = append([]string{"env", "READ_EVERY=1"}, s.command...)
+			s.flags = append([]string{"-publish-ahead", "48s"}, s.flags...) // makes max-age 2 s
+			s.slow, s.slowOnly, s.wait = false, true, 25*time.Second        // longer than the response of the set slow takes
+			frequent = append(frequent, s)
+		}
+	}
+	return frequent
+}
+
+func frequentName(name string) string { return name + ", read every second" }
+
 func TestServices(t *testing.T) {
 	t.Parallel()
-	for _, s := range services {
+	for _, s := range slices.Concat(services, frequentServices()) {
+		if s.slowOnly && !*slow {
+			continue
+		}
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
-			if s.slowOnly && !*slow {
-				t.Skip("only make interop-slow runs it")
-			}
-			got := s.check(t)
-			if s.slow && !*slow {
-				got = got.onlyTokens().with(readResults(t, s).withoutTokens())
+			var got results
+			switch {
+			case s.frequent:
+				got = s.check(t, s.wait, "").frequent()
+			case !s.slow:
+				got = s.check(t, s.checkWait(), "")
+			case s.setsTold() != "":
+				got = s.check(t, s.quickWait(), "")
+				waited := readResults(t, s)
+				if *slow {
+					waited = s.check(t, s.wait, "new-key")
+				}
+				got = got.replace(waited.row("new-key"))
+			case *slow:
+				got = s.check(t, s.checkWait(), "")
+			default:
+				got = s.check(t, s.quickWait(), "").onlyTokens().with(readResults(t, s).withoutTokens())
 			}
 			wantFile(t, s.resultsFile(), got.format())
 		})
 	}
 }
 
-// check starts a server and the service, and returns what -check says of the service.
-func (s service) check(t *testing.T) results {
+// quickWait is the -check-wait that lets the rows of keys fail.
+func (s service) quickWait() time.Duration {
+	if s.restart {
+		return 10 * time.Second // until it is started again
+	}
+	return time.Second
+}
+
+// check starts a server and the service, and returns what -check says of the service; only up to the
+// row last, unless that is empty.
+func (s service) check(t *testing.T, wait time.Duration, last string) results {
 	t.Helper()
 	serverFlags := append([]string{"-audience", audience}, s.flags...)
 	var issuer server
@@ -83,25 +136,31 @@ func (s service) check(t *testing.T) results {
 	} else {
 		issuer = start(t, serverFlags...)
 	}
-	wait := 10 * time.Second
-	switch {
-	case s.slow && !*slow && s.restart:
-		wait = 10 * time.Second // until it is started again
-	case s.slow && !*slow:
-		wait = time.Second
-	case s.wait > 0:
-		wait = s.wait
-	}
 	url := s.start(t, issuer, certificate)
 	_, address, _ := strings.Cut(issuer.issuer, "://")
 	check := exec.CommandContext(t.Context(), binary, append(checkFlags, "-addr", address, "-check", url, "-check-wait", wait.String())...)
 	check.Stderr = t.Output()
-	output, err := check.Output()
-	fmt.Fprintf(t.Output(), "%s", output)
-	if code := check.ProcessState.ExitCode(); code != 0 && code != 1 || !strings.Contains(string(output), "\n1..") {
-		t.Fatalf("-check ended with %v before its plan; want it to end with 0 or 1", err)
+	stdout, err := check.StdoutPipe()
+	if err == nil {
+		err = check.Start()
 	}
-	return results{versions: s.versionLine(t), rows: parseTAP(string(output))}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var output strings.Builder
+	for lines := bufio.NewScanner(stdout); lines.Scan(); {
+		fmt.Fprintln(&output, lines.Text())
+		fmt.Fprintln(t.Output(), lines.Text())
+		if last != "" && strings.Contains(lines.Text(), " - "+last+": ") {
+			check.Process.Signal(os.Interrupt)
+		}
+	}
+	err = check.Wait()
+	rows := parseTAP(output.String())
+	if last == "" && !strings.Contains(output.String(), "\n1..") || last != "" && (len(rows) == 0 || rows[len(rows)-1].name != last) {
+		t.Fatalf("-check ended with %v before its last row", err)
+	}
+	return results{versions: s.versionLine(t), rows: rows}
 }
 
 // start starts the service and returns its URL once it listens.

@@ -16,7 +16,7 @@ func auth0(ctx context.Context, issuer, jwksURL, audience string) (http.Handler,
 	if err != nil {
 		return nil, err
 	}
-	provider := jwks.NewCachingProvider(issuerURL, 5*time.Minute)
+	provider := jwks.NewCachingProvider(issuerURL, every(5*time.Minute))
 	v, err := validator.New(provider.KeyFunc, validator.RS256, issuer, []string{audience})
 	if err != nil {
 		return nil, err

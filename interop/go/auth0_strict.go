@@ -30,7 +30,7 @@ func auth0Strict(ctx context.Context, issuer, jwksURL, audience string) (http.Ha
 	if err != nil {
 		return nil, err
 	}
-	provider := jwks.NewCachingProvider(issuerURL, 5*time.Minute)
+	provider := jwks.NewCachingProvider(issuerURL, every(5*time.Minute))
 	v, err := validator.New(provider.KeyFunc, validator.RS256, issuer, []string{audience},
 		validator.WithCustomClaims(func() validator.CustomClaims { return new(expiring) }))
 	if err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"net/http"
+	"time"
 
 	"github.com/MicahParks/keyfunc/v3"
 	"github.com/golang-jwt/jwt/v5"
@@ -11,7 +12,7 @@ import (
 )
 
 func echoJWT(ctx context.Context, issuer, jwksURL, audience string) (http.Handler, error) {
-	jwks, err := keyfunc.NewDefaultCtx(ctx, []string{jwksURL})
+	jwks, err := keyfunc.NewDefaultOverrideCtx(ctx, []string{jwksURL}, keyfunc.Override{RefreshInterval: every(time.Hour)})
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/MicahParks/keyfunc/v3"
 	"github.com/golang-jwt/jwt/v5"
@@ -12,7 +13,7 @@ import (
 )
 
 func echoJWTStrict(ctx context.Context, issuer, jwksURL, audience string) (http.Handler, error) {
-	jwks, err := keyfunc.NewDefaultCtx(ctx, []string{jwksURL})
+	jwks, err := keyfunc.NewDefaultOverrideCtx(ctx, []string{jwksURL}, keyfunc.Override{RefreshInterval: every(time.Hour)})
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log"
 	"net/http"
 	"sync/atomic"
@@ -20,6 +21,9 @@ func goJose(ctx context.Context, issuer, jwksURL, audience string) (http.Handler
 			return err
 		}
 		defer response.Body.Close()
+		if response.StatusCode != http.StatusOK {
+			return errors.New(response.Status)
+		}
 		set := new(jose.JSONWebKeySet)
 		if err := json.NewDecoder(response.Body).Decode(set); err != nil {
 			return err
@@ -28,7 +32,7 @@ func goJose(ctx context.Context, issuer, jwksURL, audience string) (http.Handler
 		return nil
 	}
 	go func() {
-		for range time.Tick(10 * time.Minute) {
+		for range time.Tick(every(10 * time.Minute)) {
 			if err := read(); err != nil {
 				log.Print(err)
 			}

@@ -3,13 +3,14 @@ package main
 import (
 	"context"
 	"net/http"
+	"time"
 
 	"github.com/MicahParks/keyfunc/v3"
 	"github.com/golang-jwt/jwt/v5"
 )
 
 func golangJWT(ctx context.Context, issuer, jwksURL, audience string) (http.Handler, error) {
-	jwks, err := keyfunc.NewDefaultCtx(ctx, []string{jwksURL})
+	jwks, err := keyfunc.NewDefaultOverrideCtx(ctx, []string{jwksURL}, keyfunc.Override{RefreshInterval: every(time.Hour)})
 	return protect(func(ctx context.Context, token string) error {
 		_, err := jwt.Parse(token, jwks.KeyfuncCtx(ctx), jwt.WithValidMethods([]string{"RS256"}),
 			jwt.WithIssuer(issuer), jwt.WithAudience(audience), jwt.WithExpirationRequired())

@@ -14,7 +14,7 @@ func jwx(ctx context.Context, issuer, jwksURL, audience string) (http.Handler, e
 	if err != nil {
 		return nil, err
 	}
-	if err := cache.Register(ctx, jwksURL); err != nil {
+	if err := cache.Register(ctx, jwksURL, jwk.WithMinInterval(every(httprc.DefaultMinInterval))); err != nil {
 		return nil, err
 	}
 	jwks, err := cache.CachedSet(jwksURL)

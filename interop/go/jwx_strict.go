@@ -19,7 +19,7 @@ func jwxStrict(ctx context.Context, issuer, jwksURL, audience string) (http.Hand
 	if err != nil {
 		return nil, err
 	}
-	if err := cache.Register(ctx, jwksURL); err != nil {
+	if err := cache.Register(ctx, jwksURL, jwk.WithMinInterval(every(httprc.DefaultMinInterval))); err != nil {
 		return nil, err
 	}
 	jwks, err := cache.CachedSet(jwksURL)

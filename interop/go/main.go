@@ -11,7 +11,9 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 )
 
 // recipes makes the handlers of the recipes, by name. A handler answers 200 to a good token.
@@ -43,6 +45,14 @@ func main() {
 		log.Fatal(err)
 	}
 	log.Fatal(http.ListenAndServe(net.JoinHostPort("127.0.0.1", os.Getenv("PORT")), handler))
+}
+
+// every returns the time between two reads of the JWK Set: READ_EVERY seconds if that is set, and otherwise d.
+func every(d time.Duration) time.Duration {
+	if seconds, err := strconv.Atoi(os.Getenv("READ_EVERY")); err == nil {
+		return time.Duration(seconds) * time.Second
+	}
+	return d
 }
 
 // hello is what the recipes protect.

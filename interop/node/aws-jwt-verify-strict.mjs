@@ -5,6 +5,7 @@ const { ISSUER, AUDIENCE, PORT } = process.env // the issuer has to be https
 const verifier = JwtVerifier.create({
   issuer: ISSUER, audience: AUDIENCE,
   customJwtCheck({ header, payload }) {
+    if (header.alg !== 'RS256') throw new Error('another algorithm')
     if (header.crit) throw new Error('unknown extensions')
     if (!payload.exp) throw new Error('no exp')
   },

@@ -8,7 +8,7 @@ use JSON::PP;
 my ($jwks, $read) = ({ keys => [] }, 0);
 
 sub jwks {
-    if (time - $read >= 600) {
+    if (time - $read >= ($ENV{READ_EVERY} // 600)) {
         $read = time;
         my $response = HTTP::Tiny->new(timeout => 5)->get($ENV{JWKS_URL});
         $jwks = decode_json($response->{content}) if $response->{success};

@@ -9,4 +9,6 @@ END
 echo '[rabbitmq_management, rabbitmq_auth_backend_oauth2].' > "$STATE/enabled_plugins"
 export RABBITMQ_NODENAME="jwks$PORT@localhost" RABBITMQ_CONFIG_FILE="$STATE/rabbitmq.conf" RABBITMQ_ENABLED_PLUGINS_FILE="$STATE/enabled_plugins"
 export RABBITMQ_MNESIA_BASE="$STATE" RABBITMQ_LOGS=- RABBITMQ_DIST_PORT=$((PORT - 12000)) ERL_CRASH_DUMP="$STATE/erl_crash.dump"
+export ERL_EPMD_PORT=$((PORT - 18000))
+epmd & # otherwise RabbitMQ leaves one running
 exec /usr/lib/rabbitmq/bin/rabbitmq-server

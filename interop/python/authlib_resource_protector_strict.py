@@ -9,7 +9,7 @@ from cachetools import TTLCache, cached
 from flask import Flask
 
 
-@cached(TTLCache(maxsize=1, ttl=600))
+@cached(TTLCache(maxsize=1, ttl=int(os.environ.get("READ_EVERY", 600))))
 def jwks():
     return JsonWebKey.import_key_set(requests.get(os.environ["JWKS_URL"], timeout=5).json())
 

@@ -12,7 +12,7 @@ from jwcrypto.jwt import JWT
 app = Flask(__name__)
 
 
-@cached(TTLCache(maxsize=1, ttl=600))
+@cached(TTLCache(maxsize=1, ttl=int(os.environ.get("READ_EVERY", 600))))
 def jwks():
     return JWKSet.from_json(requests.get(os.environ["JWKS_URL"], timeout=5).text)
 

@@ -8,7 +8,7 @@ from jose import JWTError, jwt
 app = Flask(__name__)
 
 
-@cached(TTLCache(maxsize=1, ttl=600))
+@cached(TTLCache(maxsize=1, ttl=int(os.environ.get("READ_EVERY", 600))))
 def jwks():
     return requests.get(os.environ["JWKS_URL"], timeout=5).json()
 

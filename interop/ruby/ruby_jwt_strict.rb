@@ -8,7 +8,7 @@ cached_keys = nil
 cache_last_update = 0
 jwk_loader = lambda do |options|
   # A kid that is not found causes another read at most every 5 minutes.
-  cached_keys = nil if options[:kid_not_found] && cache_last_update < Time.now.to_i - 300
+  cached_keys = nil if options[:kid_not_found] && cache_last_update < Time.now.to_i - ENV.fetch("READ_EVERY", 300).to_i
   cached_keys ||= begin
     cache_last_update = Time.now.to_i
     JSON.parse(Net::HTTP.get(URI(ENV["JWKS_URL"])))
