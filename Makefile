@@ -31,7 +31,7 @@ fuzz:
 	done
 
 interop: interop/node/node_modules interop/oauth/node_modules deploy/fixtures/node_modules
-	cd interop && go vet ./... && go test -count=1 -parallel 12 ./...
+	cd interop && go vet ./... && go test -count=1 -parallel 20 ./...
 	sed -n '/^<!-- seen/,/^<!-- end/p' interop/README.md
 
 # Services that wait 10 s and more before they read the JWK Set again. Commit what it writes.
