@@ -43,6 +43,8 @@ var fewFaults = []string{"signature", "unknown-key", "alg", "crit", "expired", "
 func newCheckTest(t *testing.T, names []string, args ...string) *checkTest {
 	t.Helper()
 	c := &checkTest{t: t, ctx: t.Context(), server: newServerWithKey(t, append([]string{"-audience", "api"}, args...)...)}
+	c.server.store.bits = 1024 // because a check makes some thirty keys
+	c.server.tester.tester = newTester(1024)
 	time.Sleep(2 * time.Second) // so that new keys expire later than the first one
 	c.config = config{service: serviceURL, checkWait: 10 * time.Second}
 	routes := c.server.routes()
