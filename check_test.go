@@ -309,7 +309,7 @@ func TestCheckFindsHoles(t *testing.T) {
 			},
 			lines: []string{"not ok - lookups: the service read the jku of tokens 1 time and the x5u 0 times: "}},
 		{name: "verdicts are cached by signature", notOK: []string{"payload"}, wrap: cacheVerdicts(signatureOf),
-			lines: []string{"not ok - payload: accepted with 200, and must be refused: sub was changed in a token that had just been accepted, "}},
+			lines: []string{"not ok - payload: accepted with 200, and must be refused: sub was changed in a token that the service had just accepted, "}},
 		{name: "Basic is as good as Bearer", notOK: []string{"basic"},
 			wrap: func(_ *checkTest, next http.Handler) http.Handler {
 				return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -153,9 +153,10 @@ func (c *serviceCheck) readCost(allowed int, ask func()) int {
 	return reads
 }
 
-// backgroundTime returns how long a service may go on to read a set in the background, after it
-// has answered the token that made it read. A service that accepts a new key at once reads
-// before it answers, as does one that took long.
+// backgroundTime returns how long a service may go on reading a set in the background, after it
+// has answered the token that made it read; the answer took took. A service that accepts a new
+// key at once reads the set before it answers, and an answer that took a second has waited for
+// the read.
 func (c *serviceCheck) backgroundTime(set string, took time.Duration) time.Duration {
 	switch {
 	case !c.before.late || took >= backgroundRead:
@@ -175,7 +176,7 @@ func (c *serviceCheck) badToken(f catalogueEntry) result {
 		a.void = c.strayURL(f.Fault)
 	case f.Fault == "payload":
 		if changed := c.changeAccepted(); changed.accepted() {
-			a, why = changed, "sub was changed in a token that had just been accepted, but neither jti nor the signature, by which the service may cache verdicts"
+			a, why = changed, "sub was changed in a token that the service had just accepted, so it may cache verdicts by jti or by the signature"
 		}
 	}
 	c.answers[f.Fault] = a
@@ -198,9 +199,9 @@ func bearer(token string) question {
 	return func() (string, error) { return "Bearer " + token, nil }
 }
 
-// strayURL returns why it says nothing that the token with jku, or with x5u, was refused, or "".
-// Its URL begins with the issuer. If that does not lead to the server, a service that trusts the
-// URL gets no key from it.
+// strayURL returns why the refusal of the token with jku, or with x5u, proves nothing; it is empty
+// if the refusal does. The URL in the token begins with the issuer. If that does not lead to the
+// server, a service that trusts the URL gets no key from it.
 func (c *serviceCheck) strayURL(name string) string {
 	t, err := c.server.token(c.ctx, "?fault="+name)
 	c.must(err)

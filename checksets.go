@@ -183,9 +183,10 @@ func (c *serviceCheck) restoreAfter(r result) result {
 	return c.addRecovery(r, known, after)
 }
 
-// restoreAfterRefusal is restoreAfter, after known was not accepted. If the service then accepts known keys
-// without another read of the set, it had not lost them: it had locked the caller out. If it accepts them at
-// once, it had locked nobody out: another worker refused the token.
+// restoreAfterRefusal is restoreAfter for a row in which the answer to a known key's token was
+// known, which is not accepted. If the service then accepts known keys without another read of
+// the set, it had not lost them: it had locked the caller out. If it accepts them at once, it had
+// locked nobody out: another worker refused the token.
 func (c *serviceCheck) restoreAfterRefusal(r result, known answer) result {
 	before := c.reads().JWKS
 	after, again := c.restoreSet(maxLockouts)
@@ -197,9 +198,9 @@ func (c *serviceCheck) restoreAfterRefusal(r result, known answer) result {
 	return c.addRecovery(r, again, after)
 }
 
-// addRecovery adds to the result of a row what known keys and new keys get from the service, now that the set is good
-// again. A service that does not read the set again for keys that it believes to know may do so
-// for a new one, and then accept known ones, so that later rows can be tried.
+// addRecovery adds to the result of a row whether the service accepts known keys and new keys,
+// now that the set is good again. A service that does not read the set again for a known kid may
+// read it for a new one, and accept known keys from then on, so that later rows can be tried.
 func (c *serviceCheck) addRecovery(r result, known answer, after time.Duration) result {
 	r.text += fmt.Sprintf("; with a good set again, a known key is %s", within(known, after))
 	if c.bail != "" {

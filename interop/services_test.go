@@ -42,8 +42,8 @@ type service struct {
 	path     string        // of the URL that needs a token; / by default
 	wait     time.Duration // the -check-wait that it needs; 10 s by default
 	slow     bool          // waits for new keys for so long that only -slow tries them
-	heeds    bool          // heeds READ_EVERY
-	frequent bool          // reads the JWK Set every second, by READ_EVERY
+	heeds    bool          // its interval between two reads can be set by READ_EVERY
+	frequent bool          // READ_EVERY makes it read the JWK Set every second
 	slowOnly bool          // takes so long to build or start that only -slow runs it
 	tls      bool          // the server speaks HTTPS
 	restart  bool          // a token ends it, so it is started again and again, as systemd does
@@ -52,14 +52,14 @@ type service struct {
 	strict   string        // the service that refuses what this one accepts and must not
 	open     string        // why there is no strict one
 	keeps    string        // how long it keeps the JWK Set, by its documentation, where a run cannot tell
-	setsOf   string        // the service that tells what this one makes of JWK Sets, which it reads too rarely itself
+	setsOf   string        // the service whose rows of JWK Sets count for this one, which reads the set too rarely
 }
 
 // services are all recipes that run, in the order of the page.
 var services = slices.Concat(nodeServices, programServices, pythonServices, rubyServices, perlServices, goServices)
 
-// setsTold returns the name of the service that tells what this one makes of JWK Sets, if it is another.
-func (s service) setsTold() string {
+// setsFrom returns the name of the service whose rows of JWK Sets count for this one, if it is another.
+func (s service) setsFrom() string {
 	if s.heeds {
 		return frequentName(s.name)
 	}
@@ -97,7 +97,7 @@ func TestServices(t *testing.T) {
 				got = s.check(t, s.wait, "").frequent()
 			case !s.slow:
 				got = s.check(t, s.checkWait(), "")
-			case s.setsTold() != "":
+			case s.setsFrom() != "":
 				got = s.check(t, s.quickWait(), "")
 				waited := readResults(t, s)
 				if *slow {

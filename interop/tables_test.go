@@ -91,10 +91,10 @@ func keyTable(t *testing.T, catalogue []jwkSet) string {
 
 const nextRead = "at the next read"
 
-// setResults returns the results that tell what a service makes of JWK Sets, and of which service they are.
+// setResults returns the results whose rows of JWK Sets count for a service, and the service that they are of.
 func setResults(t *testing.T, s service) (service, results) {
 	t.Helper()
-	if name := s.setsTold(); name != "" {
+	if name := s.setsFrom(); name != "" {
 		all := slices.Concat(services, frequentServices())
 		i := slices.IndexFunc(all, func(other service) bool { return other.name == name })
 		if i < 0 {
@@ -105,11 +105,11 @@ func setResults(t *testing.T, s service) (service, results) {
 	return s, readResults(t, s)
 }
 
-// seen returns the results of a service, with rows of JWK Sets from the service that tells them.
+// seen returns the results of a service, with the rows of JWK Sets that count for it.
 func seen(t *testing.T, s service) results {
 	t.Helper()
 	r := readResults(t, s)
-	if _, told := setResults(t, s); s.setsTold() != "" && r.rows != nil {
+	if _, told := setResults(t, s); s.setsFrom() != "" && r.rows != nil {
 		r.rows = slices.DeleteFunc(r.rows, isSet)
 		r.rows = append(r.rows, slices.DeleteFunc(told.rows, func(row row) bool { return !isSet(row) })...)
 	}
@@ -250,7 +250,7 @@ func needs(r results, s service) string {
 	}
 	longest := ""
 	names := []string{"new-key"}
-	if s.setsTold() == "" {
+	if s.setsFrom() == "" {
 		names = append(names, "new-key-after")
 	}
 	for _, name := range names {
